@@ -1,0 +1,3 @@
+//! Prints the `CustomResourceDefinition`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Keeps Money-Go access tokens fresh in Kubernetes Secrets.
+
+pub mod schedule;
