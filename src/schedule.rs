@@ -1,6 +1,21 @@
-//! When to refresh and when to retry. Pure arithmetic: no clock is read here.
+//! When to refresh and when to retry. Pure arithmetic: no clock is read here, and nothing is drawn at random: what
+//! looks like jitter is derived from the object's uid, so that every look gives the same answer.
 
 use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+/// The longest lifetime that is believed, of an answer or of an annotation. An edit to the year 3000 stops no refresh.
+pub const MAX_LIFETIME: SignedDuration = SignedDuration::from_hours(366 * 24);
+
+/// No two planned grants of one object are closer together than this.
+pub const MIN_GRANT_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
+
+/// From this lifetime on, deadlines are whole seconds, which people read more easily. Shorter ones keep milliseconds.
+const WHOLE_SECONDS_FROM: SignedDuration = SignedDuration::from_secs(60);
+
+/// A failed attempt may wait this long at most, whatever its class: a later `nextAttemptAt` was not written by us.
+pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(6);
 
 /// How long before its expiry a token is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +24,397 @@ pub enum Renew {
     ThirdLeft,
     /// When this much of the lifetime is left, in percent (5 to 90).
     PercentLeft(u8),
-    /// This long before expiry.
+    /// This long before expiry. Cut to nine tenths of a lifetime that cannot hold it.
     Before(Duration),
+}
+
+/// The life of one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// Just before the request for it was sent.
+    pub issued_at: Timestamp,
+    /// `issued_at` plus the lifetime that the answer gave.
+    pub expires_at: Timestamp,
+    /// The provider gave the token that it had given before, which ends no later: the next one is asked for halfway to
+    /// its end, not by [`Renew`].
+    pub repeated: bool,
+}
+
+impl Life {
+    /// The life of a token asked for at `asked_at` that lives for `lifetime`, both rounded so that it never seems longer
+    /// than it is.
+    #[must_use]
+    pub fn new(asked_at: Timestamp, lifetime: Duration) -> Self {
+        let lifetime = SignedDuration::try_from(lifetime).unwrap_or(MAX_LIFETIME).min(MAX_LIFETIME);
+        let expires_at = add(asked_at, lifetime);
+        Self { issued_at: floor_millis(asked_at), expires_at: round_down(expires_at, lifetime), repeated: false }
+    }
+
+    /// What this life becomes where the provider answered with the token that is there already.
+    ///
+    /// A later expiry is a prolonged token and counts as a new one; `earlier` is the life that was known. The provider's
+    /// whole seconds may seem to prolong a token by up to one second: that is no prolongation.
+    #[must_use]
+    pub fn of_repeated(self, earlier: Life) -> Self {
+        if self.expires_at > add(earlier.expires_at, SignedDuration::from_secs(1)) {
+            return self;
+        }
+        Self { expires_at: self.expires_at.min(earlier.expires_at), repeated: true, ..self }
+    }
+
+    /// From issue to expiry. Never negative.
+    #[must_use]
+    pub fn lifetime(self) -> SignedDuration {
+        self.expires_at.duration_since(self.issued_at).max(SignedDuration::ZERO)
+    }
+
+    /// Whether it has ended at `now`.
+    #[must_use]
+    pub fn is_expired(self, now: Timestamp) -> bool {
+        now >= self.expires_at
+    }
+
+    /// Whether it can be a token's life at all: it ends after it begins and is not above [`MAX_LIFETIME`].
+    #[must_use]
+    pub fn is_credible(self) -> bool {
+        self.expires_at > self.issued_at && self.expires_at.duration_since(self.issued_at) <= MAX_LIFETIME
+    }
+
+    /// Whether the wall clock stands before the issue by more than a tenth of the lifetime: then nothing is known of the
+    /// token's real age, and it is refreshed now.
+    #[must_use]
+    pub fn is_from_the_future(self, now: Timestamp) -> bool {
+        now < add(self.issued_at, -(self.lifetime() / 10))
+    }
+
+    /// When the next token is asked for. Always the same answer for the same arguments; `seed` is the object's uid, and
+    /// moves the moment earlier by at most a tenth of the wait, so that tokens issued together are not refreshed
+    /// together.
+    #[must_use]
+    pub fn refresh_at(self, renew: Renew, seed: &str) -> Timestamp {
+        if self.repeated {
+            return self.halfway();
+        }
+        let lifetime = self.lifetime();
+        let wait = lifetime - renew.left_of(lifetime);
+        let jitter = per_mille(wait / 10, fraction_of(seed, self.issued_at));
+        let at = round_down(add(self.issued_at, wait - jitter), lifetime);
+        at.max(add(self.issued_at, MIN_GRANT_INTERVAL)).min(self.expires_at)
+    }
+
+    fn halfway(self) -> Timestamp {
+        let half = (self.lifetime() / 2).max(MIN_GRANT_INTERVAL);
+        floor_millis(add(self.issued_at, half)).min(self.expires_at)
+    }
+}
+
+impl Renew {
+    /// How much of a lifetime is left when the next token is asked for.
+    fn left_of(self, lifetime: SignedDuration) -> SignedDuration {
+        match self {
+            Self::ThirdLeft => lifetime / 3,
+            Self::PercentLeft(percent) => per_mille(lifetime, u32::from(percent.min(90)) * 10),
+            Self::Before(before) => signed(before).min(longest_before(lifetime)),
+        }
+    }
+
+    /// Whether the lifetime cannot hold the `renewBefore` that was asked for, so that it is cut to nine tenths of it.
+    #[must_use]
+    pub fn is_cut(self, lifetime: SignedDuration) -> bool {
+        matches!(self, Self::Before(before) if signed(before) > longest_before(lifetime))
+    }
+}
+
+/// How a failed attempt is repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backoff {
+    /// Only a person can mend it (400, 401, 403): 5 minutes doubling to 6 hours.
+    Rejected,
+    /// The endpoint is not there: 5 seconds doubling to 30, so that recovery begins within 30 seconds of its return.
+    Endpoint,
+    /// Everything else: 5 seconds doubling to 10 minutes.
+    Transient,
+}
+
+impl Backoff {
+    fn bounds(self) -> (SignedDuration, SignedDuration) {
+        match self {
+            Self::Rejected => (SignedDuration::from_mins(5), LONGEST_RETRY),
+            Self::Endpoint => (SignedDuration::from_secs(5), SignedDuration::from_secs(30)),
+            Self::Transient => (SignedDuration::from_secs(5), SignedDuration::from_mins(10)),
+        }
+    }
+
+    /// The wait after `attempts` failures in a row (the first is 1), within the class's bounds, jittered by up to a fifth.
+    #[must_use]
+    pub fn wait(self, attempts: i32, seed: &str, now: Timestamp) -> SignedDuration {
+        let (shortest, longest) = self.bounds();
+        let doublings = attempts.saturating_sub(1).clamp(0, 20).unsigned_abs();
+        // The jitter is added to what is at most five sixths of the longest wait, so that it stays below it, and is still
+        // there once the longest is reached.
+        let base = shortest.saturating_mul(1 << doublings).min(longest * 5 / 6).max(shortest);
+        base + per_mille(base / 5, fraction_of(seed, now))
+    }
+}
+
+/// When a failed attempt is repeated.
+///
+/// `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it). Otherwise the wait is
+/// the class's; but while a token lives, never later than half of the time it has left, and at least a second.
+#[must_use]
+pub fn next_attempt(
+    now: Timestamp,
+    backoff: Backoff,
+    attempts: i32,
+    retry_after: Option<Duration>,
+    expires_at: Option<Timestamp>,
+    seed: &str,
+) -> Timestamp {
+    let wait = backoff.wait(attempts, seed, now);
+    if let Some(asked) = retry_after {
+        return add(now, signed(asked).max(MIN_GRANT_INTERVAL));
+    }
+    let left = expires_at.map(|at| at.duration_since(now)).filter(SignedDuration::is_positive);
+    let wait = left.map_or(wait, |left| wait.min((left / 2).max(MIN_GRANT_INTERVAL)));
+    add(now, wait)
+}
+
+/// Whether a stored `nextAttemptAt` can be our own: none that we write lies further ahead than the longest wait.
+#[must_use]
+pub fn is_credible_attempt(next_attempt_at: Timestamp, now: Timestamp) -> bool {
+    next_attempt_at.duration_since(now) <= LONGEST_RETRY
+}
+
+/// A small allowance that refills: `burst` at once, then one in each `interval`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    burst: i32,
+    interval: SignedDuration,
+    /// When the allowance is full again. Full already where it lies in the past.
+    full_at: Timestamp,
+}
+
+impl Allowance {
+    /// A full allowance.
+    #[must_use]
+    pub const fn new(burst: i32, interval: SignedDuration) -> Self {
+        Self { burst, interval, full_at: Timestamp::UNIX_EPOCH }
+    }
+
+    /// For grants that no schedule foresaw (a target deleted or edited, a changed spec, a request): three at once, then
+    /// one in ten seconds.
+    #[must_use]
+    pub const fn of_unplanned_grants() -> Self {
+        Self::new(3, SignedDuration::from_secs(10))
+    }
+
+    /// For writes that put back what someone changed: ten at once, then one in ten seconds.
+    #[must_use]
+    pub const fn of_mends() -> Self {
+        Self::new(10, SignedDuration::from_secs(10))
+    }
+
+    /// The earliest moment at which one may be taken: `now` where one is there.
+    #[must_use]
+    pub fn available_at(&self, now: Timestamp) -> Timestamp {
+        let one_left = add(self.full_at, -(self.interval * (self.burst - 1)));
+        // A clock that was set back would otherwise keep a spent allowance empty for as long as it jumped.
+        let latest = add(now, self.interval * self.burst);
+        if self.full_at > latest { now } else { one_left.max(now) }
+    }
+
+    /// Takes one.
+    pub fn take(&mut self, now: Timestamp) {
+        let latest = add(now, self.interval * self.burst);
+        let from = if self.full_at > latest { now } else { self.full_at.max(now) };
+        self.full_at = add(from, self.interval);
+    }
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+fn longest_before(lifetime: SignedDuration) -> SignedDuration {
+    per_mille(lifetime, 900)
+}
+
+/// `duration` × `thousandths` / 1000. Exact to the nanosecond; no product overflows below a lifetime's cap.
+fn per_mille(duration: SignedDuration, thousandths: u32) -> SignedDuration {
+    let nanos = duration.as_nanos().saturating_mul(i128::from(thousandths)) / 1000;
+    SignedDuration::try_from_nanos_i128(nanos).unwrap_or(SignedDuration::MAX)
+}
+
+/// Adds, and stays within what a timestamp can hold.
+#[must_use]
+pub fn add(at: Timestamp, duration: SignedDuration) -> Timestamp {
+    at.saturating_add(duration).unwrap_or(at)
+}
+
+fn floor_millis(at: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
+}
+
+fn round_down(at: Timestamp, lifetime: SignedDuration) -> Timestamp {
+    if lifetime < WHOLE_SECONDS_FROM {
+        return floor_millis(at);
+    }
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+/// A number from 0 to 999 that only these two decide (FNV-1a: stable over releases, unlike the standard hashers).
+fn fraction_of(seed: &str, at: Timestamp) -> u32 {
+    let moment = at.as_millisecond().to_be_bytes();
+    let hash = seed.bytes().chain(moment).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    // The low bits of FNV mix worst.
+    u32::try_from((hash >> 32) % 1000).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn life(lifetime_secs: u64) -> Life {
+        Life::new(at("2026-01-01T00:00:00Z"), Duration::from_secs(lifetime_secs))
+    }
+
+    #[test]
+    fn thirty_days_are_refreshed_with_a_third_left_and_up_to_a_tenth_earlier() {
+        let month = life(30 * 86_400);
+        for seed in 0..500 {
+            let refresh = month.refresh_at(Renew::ThirdLeft, &format!("uid-{seed}"));
+            let wait = refresh.duration_since(month.issued_at);
+            assert!(wait <= SignedDuration::from_hours(20 * 24), "{wait}");
+            assert!(wait >= SignedDuration::from_hours(18 * 24) - SignedDuration::from_secs(1), "{wait}");
+        }
+    }
+
+    #[test]
+    fn the_refresh_time_is_the_same_at_every_look_and_differs_between_objects() {
+        let month = life(30 * 86_400);
+        let of = |seed: &str| month.refresh_at(Renew::ThirdLeft, seed);
+        assert_eq!(of("a"), of("a"));
+        let distinct: std::collections::BTreeSet<_> = (0..100).map(|n| of(&format!("{n}"))).collect();
+        assert!(distinct.len() > 50);
+    }
+
+    #[test]
+    fn a_renew_before_that_the_lifetime_cannot_hold_is_cut_to_nine_tenths() {
+        let short = life(100);
+        let before = Renew::Before(Duration::from_secs(3600));
+        assert!(before.is_cut(short.lifetime()));
+        let wait = short.refresh_at(before, "x").duration_since(short.issued_at);
+        assert!(wait <= SignedDuration::from_secs(10) && wait >= SignedDuration::from_secs(9), "{wait}");
+        assert!(!Renew::Before(Duration::from_secs(90)).is_cut(short.lifetime()));
+    }
+
+    #[test]
+    fn percentages_count_what_is_left() {
+        let wait = |percent| life(1000).refresh_at(Renew::PercentLeft(percent), "x").duration_since(life(1000).issued_at);
+        assert!(wait(5) > SignedDuration::from_secs(854) && wait(5) <= SignedDuration::from_secs(950));
+        assert!(wait(90) >= SignedDuration::from_secs(90) && wait(90) <= SignedDuration::from_secs(100));
+    }
+
+    #[test]
+    fn the_shortest_lives_are_asked_for_a_second_apart_and_never_after_expiry() {
+        assert_eq!(life(1).refresh_at(Renew::ThirdLeft, "x"), life(1).expires_at);
+        let two = life(2);
+        assert!(two.refresh_at(Renew::PercentLeft(90), "x").duration_since(two.issued_at) >= MIN_GRANT_INTERVAL);
+    }
+
+    #[test]
+    fn deadlines_round_down_and_never_seem_later() {
+        let asked = at("2026-01-01T00:00:00.987654Z");
+        let long = Life::new(asked, Duration::from_secs(3600));
+        assert_eq!(long.expires_at, at("2026-01-01T01:00:00Z"));
+        let short = Life::new(asked, Duration::from_secs(12));
+        assert_eq!(short.expires_at, at("2026-01-01T00:00:12.987Z"));
+        assert_eq!(short.issued_at, at("2026-01-01T00:00:00.987Z"));
+    }
+
+    #[test]
+    fn no_lifetime_above_the_cap_is_believed() {
+        assert_eq!(Life::new(at("2026-01-01T00:00:00Z"), Duration::MAX).lifetime(), MAX_LIFETIME);
+        let edited = Life { expires_at: at("3000-01-01T00:00:00Z"), ..life(60) };
+        assert!(!edited.is_credible());
+        assert!(!Life { expires_at: at("2025-01-01T00:00:00Z"), ..life(60) }.is_credible());
+    }
+
+    #[test]
+    fn a_repeated_token_is_asked_for_halfway_then_a_second_apart_then_at_expiry() {
+        let first = life(40);
+        let again = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(10)).of_repeated(first);
+        assert!(again.repeated);
+        assert_eq!(again.expires_at, first.expires_at);
+        assert_eq!(again.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:00:35Z"));
+        let late = Life::new(at("2026-01-01T00:00:39.2Z"), Duration::from_secs(1)).of_repeated(first);
+        assert_eq!(late.expires_at, first.expires_at);
+        assert_eq!(late.refresh_at(Renew::ThirdLeft, "x"), first.expires_at);
+        let prolonged = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(40)).of_repeated(first);
+        assert!(!prolonged.repeated);
+    }
+
+    #[test]
+    fn a_clock_before_the_issue_by_more_than_a_tenth_is_noticed() {
+        let hour = life(3600);
+        assert!(!hour.is_from_the_future(at("2025-12-31T23:55:00Z")));
+        assert!(hour.is_from_the_future(at("2025-12-31T23:53:59Z")));
+    }
+
+    #[test]
+    fn waits_double_within_their_bounds() {
+        let now = at("2026-01-01T00:00:00Z");
+        for backoff in [Backoff::Rejected, Backoff::Endpoint, Backoff::Transient] {
+            let (shortest, longest) = backoff.bounds();
+            for attempts in [i32::MIN, 0, 1, 2, 5, 9, 30, i32::MAX] {
+                for seed in ["a", "b", "c", "d"] {
+                    let wait = backoff.wait(attempts, seed, now);
+                    assert!(wait >= shortest && wait <= longest, "{backoff:?} {attempts}: {wait}");
+                }
+            }
+            assert!(backoff.wait(2, "a", now) > backoff.wait(1, "a", now));
+        }
+    }
+
+    #[test]
+    fn a_retry_never_waits_longer_than_half_of_what_is_left() {
+        let now = at("2026-01-01T00:00:00Z");
+        let next = |left_secs: i64, after: Option<u64>| {
+            let expiry = add(now, SignedDuration::from_secs(left_secs));
+            next_attempt(now, Backoff::Rejected, 1, after.map(Duration::from_secs), Some(expiry), "x").duration_since(now)
+        };
+        assert_eq!(next(20, None), SignedDuration::from_secs(10));
+        assert_eq!(next(1, None), SignedDuration::from_secs(1));
+        assert!(next(-5, None) >= SignedDuration::from_mins(5));
+        assert_eq!(next(20, Some(60)), SignedDuration::from_secs(60));
+        assert_eq!(next(20, Some(0)), SignedDuration::from_secs(1));
+    }
+
+    #[test]
+    fn a_next_attempt_beyond_the_longest_wait_is_not_ours() {
+        let now = at("2026-01-01T00:00:00Z");
+        assert!(is_credible_attempt(add(now, SignedDuration::from_hours(5)), now));
+        assert!(!is_credible_attempt(at("3000-01-01T00:00:00Z"), now));
+    }
+
+    #[test]
+    fn the_allowance_is_three_at_once_then_one_in_ten_seconds() {
+        let mut allowance = Allowance::of_unplanned_grants();
+        let now = at("2026-01-01T00:00:00Z");
+        for _ in 0..3 {
+            assert_eq!(allowance.available_at(now), now);
+            allowance.take(now);
+        }
+        let then = allowance.available_at(now);
+        assert_eq!(then, add(now, SignedDuration::from_secs(10)));
+        allowance.take(then);
+        assert_eq!(allowance.available_at(then), add(then, SignedDuration::from_secs(10)));
+        assert_eq!(allowance.available_at(at("2020-01-01T00:00:00Z")), at("2020-01-01T00:00:00Z"));
+    }
 }

@@ -1,0 +1,678 @@
+//! What is to be done for one object: [`plan`] maps what was observed to one [`Plan`].
+//!
+//! No `async`, no client, no clock: the same observation at the same moment gives the same plan. Carrying a plan out makes
+//! no choice of its own.
+
+use jiff::Timestamp;
+
+use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason, Resolved, SpecProblem};
+use crate::digest::Match;
+use crate::schedule::{self, Life};
+use crate::secret::{self, CredentialsProblem, Facts, Found, Issue, Owner, Seal, Version};
+use crate::status::{Failure, Report, State, Verdict};
+
+/// All that a plan is made of.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The moment for which the plan is made.
+    pub now: Timestamp,
+    /// The object's name and uid.
+    pub owner: Owner,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// It or its namespace is being deleted, or it is gone.
+    pub ending: bool,
+    /// The spec with its defaults, or why it cannot be worked with.
+    pub spec: Result<Resolved, SpecProblem>,
+    /// `money-go.com/refresh-requested` on the object.
+    pub refresh_requested: Option<String>,
+    /// The status as it stands.
+    pub status: MoneyGoCredentialStatus,
+    /// How the last attempt failed, unless something changed since that may mend it.
+    pub failure: Option<Failure>,
+    /// This replica may start grants.
+    pub leading: bool,
+    /// Another object with the same target that comes first.
+    pub rival: Option<String>,
+    /// What both Secrets show was read for this plan, and is not from a watch.
+    pub live: bool,
+    /// The credentials Secret.
+    pub credentials: Credentials,
+    /// The target Secret.
+    pub target: Target,
+    /// Whose the target is: true where it is not there.
+    pub claimed: bool,
+    /// A token that was issued and is not written yet.
+    pub held: Option<Held>,
+    /// When the next unplanned grant is allowed.
+    pub unplanned_at: Timestamp,
+    /// When the next mend is allowed.
+    pub mend_at: Timestamp,
+    /// There is a key to make digests with.
+    pub digests: bool,
+    /// The API server refused to change the target's owner a while ago.
+    pub owner_refused: bool,
+}
+
+/// The credentials Secret, as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// There is none of that name.
+    Missing,
+    /// Its version, from the watch.
+    Seen(Version),
+    /// Read for this plan.
+    Read {
+        /// Its version.
+        version: Version,
+        /// How its client id and secret compare to those that the target's token was asked for with.
+        content: Result<Match, CredentialsProblem>,
+    },
+}
+
+impl Credentials {
+    fn version(&self) -> Option<&Version> {
+        match self {
+            Self::Missing => None,
+            Self::Seen(version) | Self::Read { version, .. } => Some(version),
+        }
+    }
+}
+
+/// The target Secret, as it was seen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// There is none of that name.
+    Missing,
+    /// Its metadata, from the watch. `trusted`: nobody touched the data since we wrote or read it.
+    Seen {
+        /// What its metadata tells.
+        facts: Box<Facts>,
+        /// Whether that may be believed without a look at the data.
+        trusted: bool,
+    },
+    /// Read for this plan.
+    Read {
+        /// What its metadata tells.
+        facts: Box<Facts>,
+        /// What its data holds.
+        found: Found,
+        /// Its data cannot be changed: `immutable: true`.
+        immutable: bool,
+    },
+}
+
+impl Target {
+    /// What its metadata tells, where it is there.
+    #[must_use]
+    pub fn facts(&self) -> Option<&Facts> {
+        match self {
+            Self::Missing => None,
+            Self::Seen { facts, .. } | Self::Read { facts, .. } => Some(facts),
+        }
+    }
+}
+
+/// What is known of a token that was issued and is not written yet. The token itself is not here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What is to be recorded with it.
+    pub issue: Issue,
+    /// When the token was issued that the target held as this one was asked for.
+    pub replaces: Option<Timestamp>,
+    /// The target holds this very token.
+    pub is_stored: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Plan {
+    /// Nothing, and nothing is to be said: another replica leads, or the object is ending.
+    Stand,
+    /// Nothing but to say how things stand, and to look again at a moment.
+    Rest(Box<Report>, Option<Timestamp>),
+    /// What the watches show does not decide it: read both Secrets, and plan again.
+    Look,
+    /// As [`Plan::Look`], but only with leave to ask for a token, which may have to be waited for.
+    LookToMint,
+    /// Ask for a token.
+    Mint(Cause),
+    /// Write the token that is held.
+    Store,
+    /// Forget the token that is held: it has expired, or there is nothing left to write it to.
+    Forget,
+    /// Write what is missing beside the token that is there.
+    Mend(Box<Issue>),
+}
+
+/// Why a token is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// There never was one.
+    First,
+    /// Its refresh time is reached, it has expired, or the clock stands before its issue.
+    Due,
+    /// A failed attempt is repeated.
+    Retry,
+    /// The token is gone: deleted, edited, or replaced by an older one.
+    Lost,
+    /// The scope is another one.
+    ScopeChanged,
+    /// The client id or secret is another one.
+    CredentialsChanged,
+    /// `money-go.com/refresh-requested` asks for it.
+    Requested,
+    /// Two replicas wrote at once, and no clock can say which token was issued last.
+    Settle,
+}
+
+impl Cause {
+    /// Whether a schedule foresaw it. What it did not has a small allowance.
+    #[must_use]
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::First | Self::Due | Self::Retry)
+    }
+
+    /// For logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "First",
+            Self::Due => "Due",
+            Self::Retry => "Retry",
+            Self::Lost => "Lost",
+            Self::ScopeChanged => "ScopeChanged",
+            Self::CredentialsChanged => "CredentialsChanged",
+            Self::Requested => "Requested",
+            Self::Settle => "Settle",
+        }
+    }
+}
+
+/// The token that the target holds, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    None,
+    Good(Life),
+    /// It was there. With the field manager that overwrote it, where one is known.
+    Lost(Option<String>),
+    /// Only the data can tell.
+    Unclear,
+}
+
+impl Token {
+    fn life(&self) -> Option<Life> {
+        if let Self::Good(life) = self { Some(*life) } else { None }
+    }
+}
+
+/// What stands in the way of a working object, whatever its token.
+struct Obstacle {
+    reason: Reason,
+    message: String,
+    /// The target is not ours (or cannot be): whatever it holds is not our token.
+    no_target: bool,
+}
+
+/// Maps what was observed to what is to be done.
+#[must_use]
+pub fn plan(o: &Observed) -> Plan {
+    if o.ending {
+        return plan_ending(o);
+    }
+    if o.held.as_ref().is_some_and(|held| held.issue.life.is_expired(o.now)) {
+        return Plan::Forget;
+    }
+    if !o.leading && o.held.is_none() {
+        return Plan::Stand;
+    }
+    let Ok(spec) = &o.spec else { return account(o) };
+    if target_obstacle(o, spec).is_some() {
+        return account(o);
+    }
+    match &o.held {
+        Some(_) if !o.live => Plan::Look,
+        Some(held) if held.is_stored || !is_overtaken(o, held) => Plan::Store,
+        Some(_) => plan_grant(o, spec, Cause::Settle),
+        None => plan_token(o, spec),
+    }
+}
+
+/// No grant and no first write for what is being deleted. A token that came late still goes to a target that outlives its
+/// object.
+fn plan_ending(o: &Observed) -> Plan {
+    let retained = o.spec.as_ref().is_ok_and(|spec| spec.deletion_policy == crate::crd::DeletionPolicy::Retain);
+    match &o.held {
+        None => Plan::Stand,
+        Some(held) if !retained || held.issue.life.is_expired(o.now) => Plan::Forget,
+        Some(_) if !o.live => Plan::Look,
+        Some(held) if o.target != Target::Missing && o.claimed && !is_overtaken(o, held) => Plan::Store,
+        Some(_) => Plan::Forget,
+    }
+}
+
+/// Whether the target holds a token that was not there as the held one was asked for: another replica wrote it.
+fn is_overtaken(o: &Observed, held: &Held) -> bool {
+    match &o.target {
+        Target::Read { found: Found::Token(life), .. } => !held.is_stored && Some(life.issued_at) != held.replaces,
+        _ => false,
+    }
+}
+
+fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
+    let token = token(o, spec);
+    if token == Token::Unclear {
+        return Plan::Look;
+    }
+    if let Some(life) = token.life() {
+        match mend(o, spec, life) {
+            Some(plan) if o.mend_at <= o.now => return plan,
+            _ => {}
+        }
+    }
+    match cause(o, spec, &token) {
+        Some(Doubt::Cause(cause)) => plan_grant(o, spec, cause),
+        Some(Doubt::Look) => Plan::Look,
+        None => account(o),
+    }
+}
+
+fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
+    let held_back = spec.suspend
+        || is_immutable(o)
+        || credentials_problem(o).is_some()
+        || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
+        || (!cause.is_planned() && o.unplanned_at > o.now);
+    if held_back {
+        return account(o);
+    }
+    if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
+}
+
+fn is_immutable(o: &Observed) -> bool {
+    matches!(o.target, Target::Read { immutable: true, .. })
+}
+
+/// Whether something beside the token is to be put right, and what it takes to know.
+fn mend(o: &Observed, spec: &Resolved, life: Life) -> Option<Plan> {
+    let facts = o.target.facts()?;
+    if secret::is_dressed(facts, &o.owner, spec, life, o.digests, o.owner_refused) {
+        return None;
+    }
+    match &o.target {
+        Target::Read { immutable: false, .. } => Some(Plan::Mend(Box::new(issue_of(o, spec, facts, life)))),
+        Target::Read { .. } | Target::Missing => None,
+        Target::Seen { .. } => Some(Plan::Look),
+    }
+}
+
+/// What is recorded of the token that is there, with what was stripped put back from the status.
+fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
+    let marks = &facts.marks;
+    let remembered = o.status.observed_credentials.as_ref().map(|seen| Version {
+        uid: seen.uid.clone(),
+        resource_version: seen.resource_version.clone(),
+    });
+    Issue {
+        life,
+        scope: marks.scope.clone().unwrap_or_else(|| spec.scope.clone()),
+        refresh_handled: marks.refresh_handled.clone().or_else(|| o.status.last_handled_refresh.clone()),
+        credentials: marks.credentials.clone().or(remembered).unwrap_or_default(),
+        credentials_digest: marks.credentials_digest.clone(),
+    }
+}
+
+fn token(o: &Observed, spec: &Resolved) -> Token {
+    match &o.target {
+        Target::Missing if o.status.issued_at.is_some() => Token::Lost(None),
+        Target::Missing => Token::None,
+        Target::Seen { facts, trusted } => seen_token(o, spec, facts, *trusted),
+        Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => Token::Lost(None),
+        Target::Read { found: Found::Nothing, .. } => Token::None,
+        Target::Read { found: Found::Altered, facts, .. } => Token::Lost(who_wrote(facts)),
+        Target::Read { found: Found::Token(life), facts, .. } if is_rolled_back(o, *life) => Token::Lost(who_wrote(facts)),
+        Target::Read { found: Found::Token(life), .. } => Token::Good(*life),
+    }
+}
+
+/// The annotations are believed where the status says the same and nobody else wrote the data.
+fn seen_token(o: &Observed, spec: &Resolved, facts: &Facts, trusted: bool) -> Token {
+    let Some(life) = facts.marks.life.filter(|life| trusted && life.is_credible()) else { return Token::Unclear };
+    let status = &o.status;
+    let agrees = status.issued_at == Some(life.issued_at)
+        && status.expires_at == Some(life.expires_at)
+        && status.refresh_at == facts.marks.refresh_at;
+    let known = agrees || status_follows(status, facts, life, spec, &o.owner.uid);
+    if known { Token::Good(life) } else { Token::Unclear }
+}
+
+/// The spec's refresh time changed: status and annotations agree with each other no more, but the life is the same.
+fn status_follows(status: &MoneyGoCredentialStatus, facts: &Facts, life: Life, spec: &Resolved, uid: &str) -> bool {
+    status.issued_at == Some(life.issued_at)
+        && status.expires_at == Some(life.expires_at)
+        && facts.marks.refresh_at == Some(life.refresh_at(spec.renew, uid))
+}
+
+/// The status remembers a later token than the one that is there: an older Secret was restored over it.
+fn is_rolled_back(o: &Observed, life: Life) -> bool {
+    o.status.issued_at.is_some_and(|remembered| remembered > life.issued_at && remembered <= o.now)
+}
+
+fn who_wrote(facts: &Facts) -> Option<String> {
+    if let Seal::Broken(manager) = &facts.seal { manager.clone() } else { None }
+}
+
+enum Doubt {
+    Cause(Cause),
+    Look,
+}
+
+/// Why a token is to be asked for, if at all.
+fn cause(o: &Observed, spec: &Resolved, token: &Token) -> Option<Doubt> {
+    let life = match token {
+        Token::None => return Some(Doubt::Cause(Cause::First)),
+        Token::Lost(_) => return Some(Doubt::Cause(Cause::Lost)),
+        Token::Unclear => return Some(Doubt::Look),
+        Token::Good(life) => *life,
+    };
+    let marks = o.target.facts().map(|facts| &facts.marks);
+    if o.now >= life.refresh_at(spec.renew, &o.owner.uid) || life.is_expired(o.now) || life.is_from_the_future(o.now) {
+        return Some(Doubt::Cause(Cause::Due));
+    }
+    if marks.and_then(|marks| marks.scope.as_ref()).is_some_and(|scope| *scope != spec.scope) {
+        return Some(Doubt::Cause(Cause::ScopeChanged));
+    }
+    if o.refresh_requested.is_some() && handled_refresh(o) != o.refresh_requested {
+        return Some(Doubt::Cause(Cause::Requested));
+    }
+    match credentials_changed(o) {
+        Some(true) => Some(Doubt::Cause(Cause::CredentialsChanged)),
+        None => Some(Doubt::Look),
+        Some(false) if !o.live && o.status.failed_attempts.is_some() => Some(Doubt::Cause(Cause::Retry)),
+        Some(false) => None,
+    }
+}
+
+/// The refresh request that was answered last: the target's word counts, and the status's where it says so.
+fn handled_refresh(o: &Observed) -> Option<String> {
+    let marked = o.target.facts().and_then(|facts| facts.marks.refresh_handled.clone());
+    let asked = o.refresh_requested.as_ref();
+    if asked.is_some() && (marked.as_ref() == asked || o.status.last_handled_refresh.as_ref() == asked) {
+        return o.refresh_requested.clone();
+    }
+    o.status.last_handled_refresh.clone().or(marked)
+}
+
+/// Whether the client id or secret is another one than the token was asked for with. `None`: only a look can tell.
+fn credentials_changed(o: &Observed) -> Option<bool> {
+    let marked = o.target.facts().and_then(|facts| facts.marks.credentials.as_ref());
+    let is_known = |version: &Version| observed_credentials(o).as_ref().or(marked) == Some(version);
+    match &o.credentials {
+        Credentials::Missing | Credentials::Read { content: Err(_) | Ok(Match::Same), .. } => Some(false),
+        Credentials::Seen(version) => (is_known(version) && !is_problem_stale(o)).then_some(false),
+        Credentials::Read { content: Ok(Match::Different), .. } => Some(true),
+        Credentials::Read { version, content: Ok(Match::Unknown) } => Some(!is_known(version) && marked != Some(version)),
+    }
+}
+
+fn observed_credentials(o: &Observed) -> Option<Version> {
+    let seen = o.status.observed_credentials.as_ref()?;
+    Some(Version { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() })
+}
+
+fn remembered_problem(o: &Observed) -> Option<CredentialsProblem> {
+    let refreshed = o.status.conditions.iter().find(|one| one.type_ == ConditionType::Refreshed.as_str())?;
+    match refreshed.reason.as_str() {
+        reason if reason == Reason::CredentialsIncomplete.as_str() => Some(CredentialsProblem::Incomplete),
+        reason if reason == Reason::CredentialsMalformed.as_str() => Some(CredentialsProblem::Malformed),
+        _ => None,
+    }
+}
+
+/// A problem was found in the credentials under another spec, which may have named other keys.
+fn is_problem_stale(o: &Observed) -> bool {
+    remembered_problem(o).is_some() && o.status.observed_generation != o.generation
+}
+
+/// What is wrong with the credentials: as just read, or as remembered of the very same version.
+fn credentials_problem(o: &Observed) -> Option<(Reason, String)> {
+    let problem = match &o.credentials {
+        Credentials::Missing => None,
+        Credentials::Read { content, .. } => Some((*content).err()?),
+        Credentials::Seen(version) if observed_credentials(o).as_ref() == Some(version) && !is_problem_stale(o) => {
+            Some(remembered_problem(o)?)
+        }
+        Credentials::Seen(_) => return None,
+    };
+    let Ok(spec) = &o.spec else { return None };
+    let (name, id, secret) = (&spec.credentials, &spec.client_id_key, &spec.client_secret_key);
+    Some(match problem {
+        None => (Reason::CredentialsNotFound, format!("there is no Secret \"{name}\" in this namespace: create it with the keys \"{id}\" and \"{secret}\"")),
+        Some(CredentialsProblem::Incomplete) => (Reason::CredentialsIncomplete, format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\"")),
+        Some(CredentialsProblem::Malformed) => (Reason::CredentialsMalformed, format!("in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is empty, is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)")),
+    })
+}
+
+/// What makes the target one that cannot be written.
+fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
+    let obstacle = |reason, message| Some(Obstacle { reason, message, no_target: true });
+    let name = &spec.target;
+    match o.status.target_name.as_deref() {
+        Some(earlier) if earlier != name => {
+            return obstacle(Reason::TargetImmutable, format!("target.name is immutable and was \"{earlier}\": set it back, or create another MoneyGoCredential"));
+        }
+        _ => {}
+    }
+    if let Some(rival) = &o.rival {
+        return obstacle(Reason::TargetConflict, format!("the Secret \"{name}\" is the target of the MoneyGoCredential \"{rival}\": choose another target.name, or delete one of the two"));
+    }
+    if !o.claimed {
+        return obstacle(Reason::TargetConflict, format!("the Secret \"{name}\" is there and is not of this MoneyGoCredential: choose another target.name, or annotate the Secret with money-go.com/adopt={}", o.owner.name));
+    }
+    None
+}
+
+/// How things stand, for an object for which nothing else is to be done now.
+#[must_use]
+pub fn account(o: &Observed) -> Plan {
+    let obstacle = match &o.spec {
+        Ok(spec) => target_obstacle(o, spec),
+        Err(problem) => Some(Obstacle { reason: Reason::InvalidSpec, message: problem.to_string(), no_target: false }),
+    };
+    let token = match &o.spec {
+        Ok(spec) if obstacle.is_none() => token(o, spec),
+        // The spec cannot be worked with, but the token that is there is what it was.
+        Err(_) => remembered_life(o).map_or(Token::None, Token::Good),
+        Ok(_) => Token::None,
+    };
+    let waits = waits(o, &token);
+    let ready = ready(o, obstacle.as_ref(), &token);
+    let refreshed = refreshed(o, obstacle.as_ref(), &token);
+    let stalled = stalled(&ready, &refreshed);
+    let life = token.life();
+    let report = Report {
+        generation: o.generation,
+        target_name: o.status.target_name.clone().or_else(|| o.spec.as_ref().ok().map(|spec| spec.target.clone())),
+        issued_at: life.map(|life| life.issued_at).or(o.status.issued_at),
+        expires_at: life.map(|life| life.expires_at),
+        refresh_at: refresh_at(o, life),
+        failure: o.failure.clone().filter(|_| obstacle.is_none() && !is_suspended(o)),
+        credentials: o.credentials.version().cloned().filter(|_| is_examined(o)).or_else(|| observed_credentials(o)),
+        refresh_handled: handled_refresh(o),
+        ready,
+        refreshed,
+        stalled,
+    };
+    Plan::Rest(Box::new(report), waits)
+}
+
+fn refresh_at(o: &Observed, life: Option<Life>) -> Option<Timestamp> {
+    match &o.spec {
+        Ok(spec) => Some(life?.refresh_at(spec.renew, &o.owner.uid)),
+        Err(_) => o.status.refresh_at,
+    }
+}
+
+fn is_suspended(o: &Observed) -> bool {
+    o.spec.as_ref().is_ok_and(|spec| spec.suspend)
+}
+
+/// The credentials' version is remembered only once nothing more is to be done about their content, or once that has
+/// failed and will be tried again: a change would go unnoticed otherwise.
+fn is_examined(o: &Observed) -> bool {
+    match &o.credentials {
+        Credentials::Read { content: Ok(Match::Different), .. } => o.failure.is_some(),
+        Credentials::Read { .. } => true,
+        Credentials::Missing | Credentials::Seen(_) => false,
+    }
+}
+
+fn remembered_life(o: &Observed) -> Option<Life> {
+    let (issued_at, expires_at) = o.status.issued_at.zip(o.status.expires_at)?;
+    let repeated = o.target.facts().and_then(|facts| facts.marks.life).is_some_and(|life| life.repeated);
+    (o.target != Target::Missing).then_some(Life { issued_at, expires_at, repeated }).filter(|life| life.is_credible())
+}
+
+/// The life that the status remembers, for [`secret::inspect`].
+#[must_use]
+pub fn life_in_status(status: &MoneyGoCredentialStatus) -> Option<Life> {
+    let (issued_at, expires_at) = status.issued_at.zip(status.expires_at)?;
+    Some(Life { issued_at, expires_at, repeated: false })
+}
+
+/// When something changes by itself: the next of the token's deadlines, of the retry and of the allowances.
+fn waits(o: &Observed, token: &Token) -> Option<Timestamp> {
+    let life = token.life();
+    let refresh_at = refresh_at(o, life);
+    let retry_at = o.failure.as_ref().map(|failure| failure.next_attempt_at);
+    [refresh_at, retry_at, life.map(|life| life.expires_at), Some(o.unplanned_at), Some(o.mend_at)]
+        .into_iter()
+        .flatten()
+        .filter(|at| *at > o.now)
+        .min()
+}
+
+fn ready(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdict {
+    match (token, obstacle) {
+        (_, Some(obstacle)) if obstacle.no_target => Verdict::new(State::False, obstacle.reason, obstacle.message.clone()),
+        (Token::Good(life), _) if !life.is_expired(o.now) => {
+            Verdict::new(State::True, Reason::TokenValid, "the Secret holds a token that has not expired")
+        }
+        (Token::Good(_), _) => Verdict::new(State::False, Reason::TokenExpired, "the token has expired; the condition Refreshed says why there is no new one"),
+        (_, Some(obstacle)) => Verdict::new(State::False, obstacle.reason, obstacle.message.clone()),
+        (_, None) => absent(o, token),
+    }
+}
+
+/// Why there is no token.
+fn absent(o: &Observed, token: &Token) -> Verdict {
+    if let Some((reason, message)) = credentials_problem(o) {
+        return Verdict::new(State::False, reason, message);
+    }
+    if is_suspended(o) {
+        return Verdict::new(State::False, Reason::Suspended, "there is no token, and none is asked for while spec.suspend is true");
+    }
+    if is_immutable(o) {
+        return immutable();
+    }
+    if let Some(failure) = &o.failure {
+        return Verdict::new(State::False, failure.reason, failure.message.clone());
+    }
+    overwritten(o, token).unwrap_or_else(|| Verdict::new(State::False, Reason::Pending, "a token is being asked for"))
+}
+
+fn immutable() -> Verdict {
+    Verdict::new(
+        State::False,
+        Reason::TargetImmutable,
+        "the target Secret has `immutable: true`, so that no token can be written to it: delete it, and it is made anew",
+    )
+}
+
+/// Someone keeps replacing the token, so that the allowance is spent.
+fn overwritten(o: &Observed, token: &Token) -> Option<Verdict> {
+    let Token::Lost(manager) = token else { return None };
+    if o.unplanned_at <= o.now {
+        return None;
+    }
+    let who = manager.as_deref().map_or_else(String::new, |name| format!(" (the field manager \"{name}\")"));
+    let message = format!("the token in the Secret keeps being deleted or overwritten by someone else{who}: make them stop; a new one is asked for more slowly");
+    Some(Verdict::new(State::False, Reason::TargetOverwritten, message))
+}
+
+fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdict {
+    if let Some(obstacle) = obstacle {
+        return Verdict::new(State::False, obstacle.reason, obstacle.message.clone());
+    }
+    if is_suspended(o) {
+        return Verdict::new(State::Unknown, Reason::Suspended, "no token is asked for while spec.suspend is true");
+    }
+    if let Some((reason, message)) = credentials_problem(o) {
+        return Verdict::new(State::False, reason, message);
+    }
+    if is_immutable(o) {
+        return immutable();
+    }
+    if let Some(failure) = &o.failure {
+        return Verdict::new(State::False, failure.reason, failure.message.clone());
+    }
+    if let Some(verdict) = overwritten(o, token) {
+        return verdict;
+    }
+    match token {
+        Token::Good(life) => Verdict::new(State::True, Reason::Succeeded, succeeded(o, *life)),
+        _ => Verdict::new(State::Unknown, Reason::Pending, "a token is being asked for"),
+    }
+}
+
+fn succeeded(o: &Observed, life: Life) -> &'static str {
+    match &o.spec {
+        Ok(spec) if !life.repeated && spec.renew.is_cut(life.lifetime()) => {
+            "the last request gave a token; its lifetime cannot hold renewBefore, which is cut to nine tenths of it"
+        }
+        _ if life.repeated => "the last request gave the token that was there already; it is asked for again halfway to its end",
+        _ => "the last request gave a token",
+    }
+}
+
+/// kstatus: True only while Ready is False and nothing but a change of the spec, the client or the target can help.
+/// Credentials that are not there yet are pending: GitOps applies them in any order.
+fn stalled(ready: &Verdict, refreshed: &Verdict) -> Verdict {
+    const HOPELESS: [Reason; 6] = [
+        Reason::InvalidSpec,
+        Reason::TargetConflict,
+        Reason::TargetImmutable,
+        Reason::CredentialsMalformed,
+        Reason::InvalidClient,
+        Reason::RequestRejected,
+    ];
+    if ready.state == State::False && HOPELESS.contains(&refreshed.reason) {
+        return Verdict::new(State::True, refreshed.reason, refreshed.message.clone());
+    }
+    Verdict::new(State::False, Reason::AsExpected, "nothing that only a change of the spec, the client or the target could mend")
+}
+
+/// How urgent a grant is: the moment at which the token ends, or the object was created where there is none.
+#[must_use]
+pub fn urgency(o: &Observed) -> Timestamp {
+    let life = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| life.is_credible());
+    life.map(|life| life.expires_at).or(o.created).unwrap_or(o.now)
+}
+
+/// The failure that the status tells of, unless it no longer counts: the spec or the credentials are others since, or
+/// `changed` says that something else is.
+#[must_use]
+pub fn standing_failure(o: &Observed, changed: bool) -> Option<Failure> {
+    let failure = Failure::in_status(&o.status)?;
+    let others = o.credentials.version().is_some_and(|version| {
+        observed_credentials(o).is_some_and(|seen| seen != *version)
+    });
+    if changed || others || o.status.observed_generation != o.generation {
+        return None;
+    }
+    let credible = schedule::is_credible_attempt(failure.next_attempt_at, o.now);
+    let next_attempt_at = if credible { failure.next_attempt_at } else { o.now };
+    Some(Failure { next_attempt_at, ..failure })
+}

@@ -1,0 +1,179 @@
+//! An outcome → the status. Pure: two equal reports give the same status, so that nothing is written where nothing
+//! changed.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::{Value, json};
+
+use crate::crd::{ConditionType, MoneyGoCredentialStatus, ObservedCredentials, Reason};
+use crate::secret::Version;
+
+/// A condition's `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// `True`.
+    True,
+    /// `False`.
+    False,
+    /// `Unknown`.
+    Unknown,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// What a condition says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its status.
+    pub state: State,
+    /// Its reason.
+    pub reason: Reason,
+    /// For people: fixed text, names of objects, an HTTP status and an OAuth error code at most.
+    pub message: String,
+}
+
+impl Verdict {
+    /// A verdict.
+    #[must_use]
+    pub fn new(state: State, reason: Reason, message: impl Into<String>) -> Self {
+        Self { state, reason, message: message.into() }
+    }
+}
+
+/// How attempts have failed since the last success.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure the last was.
+    pub reason: Reason,
+    /// The same, for people.
+    pub message: String,
+    /// When it was.
+    pub at: Timestamp,
+    /// How many there were in a row.
+    pub attempts: i32,
+    /// When the next attempt is made.
+    pub next_attempt_at: Timestamp,
+}
+
+impl Failure {
+    /// The failure that a status tells of.
+    #[must_use]
+    pub fn in_status(status: &MoneyGoCredentialStatus) -> Option<Self> {
+        let attempts = status.failed_attempts.filter(|attempts| *attempts > 0)?;
+        let refreshed = condition(status, ConditionType::Refreshed)?;
+        let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == refreshed.reason)?;
+        let at = status.last_failure_time?;
+        let next_attempt_at = status.next_attempt_at.unwrap_or(at);
+        Some(Self { reason, message: refreshed.message.clone(), at, attempts, next_attempt_at })
+    }
+}
+
+/// A status's condition of a type.
+#[must_use]
+pub fn condition(status: &MoneyGoCredentialStatus, kind: ConditionType) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == kind.as_str())
+}
+
+/// How things stand with one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The generation that all of this is about.
+    pub generation: Option<i64>,
+    /// The Secret that holds the token.
+    pub target_name: Option<String>,
+    /// When its token was issued. Kept when the token is lost, which tells a lost one from none.
+    pub issued_at: Option<Timestamp>,
+    /// When it expires.
+    pub expires_at: Option<Timestamp>,
+    /// When the next is asked for.
+    pub refresh_at: Option<Timestamp>,
+    /// How the last attempts failed.
+    pub failure: Option<Failure>,
+    /// The credentials that were looked at last.
+    pub credentials: Option<Version>,
+    /// The refresh request that was answered last.
+    pub refresh_handled: Option<String>,
+    /// The target holds our token, and it has not expired.
+    pub ready: Verdict,
+    /// How the last attempt went.
+    pub refreshed: Verdict,
+    /// Nothing but a change of the spec, the client or the target can help.
+    pub stalled: Verdict,
+}
+
+impl Report {
+    /// The status that says this. A condition's `lastTransitionTime` moves with its status alone.
+    #[must_use]
+    pub fn status(&self, before: &MoneyGoCredentialStatus, now: Timestamp) -> MoneyGoCredentialStatus {
+        let failure = self.failure.as_ref();
+        let condition = |kind, verdict| self.condition(before, kind, verdict, now);
+        MoneyGoCredentialStatus {
+            observed_generation: self.generation,
+            target_name: self.target_name.clone(),
+            issued_at: self.issued_at,
+            expires_at: self.expires_at,
+            refresh_at: self.refresh_at,
+            last_failure_time: failure.map(|failure| failure.at),
+            failed_attempts: failure.map(|failure| failure.attempts),
+            next_attempt_at: failure.map(|failure| failure.next_attempt_at),
+            observed_credentials: self.credentials.as_ref().map(|version| ObservedCredentials {
+                uid: version.uid.clone(),
+                resource_version: version.resource_version.clone(),
+            }),
+            last_handled_refresh: self.refresh_handled.clone(),
+            conditions: vec![
+                condition(ConditionType::Ready, &self.ready),
+                condition(ConditionType::Refreshed, &self.refreshed),
+                condition(ConditionType::Stalled, &self.stalled),
+            ],
+        }
+    }
+
+    fn condition(&self, before: &MoneyGoCredentialStatus, kind: ConditionType, verdict: &Verdict, now: Timestamp) -> Condition {
+        let stood = condition(before, kind).filter(|earlier| earlier.status == verdict.state.as_str());
+        // A condition's times are whole seconds on the wire: what is written has to be what is read back.
+        let whole_seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        Condition {
+            type_: kind.as_str().to_owned(),
+            status: verdict.state.as_str().to_owned(),
+            reason: verdict.reason.as_str().to_owned(),
+            message: verdict.message.clone(),
+            observed_generation: self.generation,
+            last_transition_time: stood.map_or(Time(whole_seconds), |earlier| earlier.last_transition_time.clone()),
+        }
+    }
+}
+
+/// The merge patch that turns any status into `wanted`: what is not there is set to null, since a merge patch leaves alone
+/// what it does not name.
+#[must_use]
+pub fn patch(version: &Version, wanted: &MoneyGoCredentialStatus) -> Value {
+    let mut status = serde_json::to_value(wanted).unwrap_or_else(|_| json!({}));
+    if let Value::Object(fields) = &mut status {
+        for field in OPTIONAL {
+            fields.entry(*field).or_insert(Value::Null);
+        }
+    }
+    json!({ "metadata": { "uid": version.uid, "resourceVersion": version.resource_version }, "status": status })
+}
+
+const OPTIONAL: &[&str] = &[
+    "observedGeneration",
+    "targetName",
+    "issuedAt",
+    "expiresAt",
+    "refreshAt",
+    "lastFailureTime",
+    "failedAttempts",
+    "nextAttemptAt",
+    "observedCredentials",
+    "lastHandledRefresh",
+];
