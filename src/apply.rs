@@ -1,0 +1,128 @@
+//! Reads and conditional writes. Knows no HTTP to Money-Go and takes no decision.
+//!
+//! Every write of an object that is there is conditional on its uid and resource version. Every call is bounded.
+
+use std::future::Future;
+
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::{Api, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::DynamicObject;
+use kube::{Client, Resource as _};
+use ring::rand::SecureRandom as _;
+use serde_json::Value;
+
+use crate::crd::MoneyGoCredential;
+use crate::digest::{DigestKey, KEY_BYTES};
+use crate::error::{CALL_TIMEOUT, Error};
+use crate::secret::{FIELD_MANAGER, Version};
+
+/// The Secret, in the operator's own namespace, that holds the key of all digests.
+pub const DIGEST_KEY_SECRET: &str = "moneygo-operator-digest-key";
+const DIGEST_KEY: &str = "key";
+
+async fn call<T>(doing: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Error::of(doing, &error)),
+        Err(_) => Err(Error::Timeout { doing }),
+    }
+}
+
+fn post_params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}
+
+/// Reads a Secret, data included. `None` where there is none.
+///
+/// # Errors
+/// When the API server does not answer with it.
+pub async fn read_secret(client: &Client, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
+    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+    call("read a Secret", api.get_opt(name)).await
+}
+
+/// Writes a Secret: creates it where it carries no resource version, and else replaces exactly that version.
+///
+/// # Errors
+/// [`Error::is_conflict`] where it is there already or is another version, [`Error::is_not_found`] where it is gone.
+pub async fn write_secret(client: &Client, secret: &Secret) -> Result<Secret, Error> {
+    let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
+    let name = secret.metadata.name.as_deref().unwrap_or_default();
+    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+    if secret.metadata.resource_version.is_some() {
+        call("replace a Secret", api.replace(name, &post_params(), secret)).await
+    } else {
+        call("create a Secret", api.create(&post_params(), secret)).await
+    }
+}
+
+/// Patches the status of a `MoneyGoCredential`; the patch names the uid and resource version that it is for. Returns the
+/// new version.
+///
+/// # Errors
+/// As [`write_secret`].
+pub async fn patch_status(client: &Client, namespace: &str, name: &str, patch: &Value) -> Result<Version, Error> {
+    let resource = kube::api::ApiResource::erase::<MoneyGoCredential>(&());
+    let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patched = call("write a status", api.patch_status(name, &params, &Patch::Merge(patch))).await?;
+    Ok(Version::of(patched.meta()))
+}
+
+/// Reads a `MoneyGoCredential` in whatever shape it is.
+///
+/// # Errors
+/// When the API server does not answer with it.
+pub async fn read_any_credential(client: &Client, namespace: &str, name: &str) -> Result<Option<DynamicObject>, Error> {
+    let resource = kube::api::ApiResource::erase::<MoneyGoCredential>(&());
+    let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource);
+    call("read a MoneyGoCredential", api.get_opt(name)).await
+}
+
+/// Whether a namespace is being deleted, or gone.
+///
+/// # Errors
+/// When the API server does not say.
+pub async fn is_namespace_ending(client: &Client, name: &str) -> Result<bool, Error> {
+    let api = Api::<Namespace>::all(client.clone());
+    let found: Option<PartialObjectMeta<Namespace>> = call("read a namespace", api.get_metadata_opt(name)).await?;
+    Ok(found.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
+}
+
+/// Reads the key of all digests, or makes one where there is none.
+///
+/// # Errors
+/// When it can be neither read nor created, or when what is there is no key.
+pub async fn digest_key(client: &Client, namespace: &str) -> Result<Option<DigestKey>, Error> {
+    if let Some(secret) = read_secret(client, namespace, DIGEST_KEY_SECRET).await? {
+        return Ok(key_in(&secret));
+    }
+    let Some(fresh) = fresh_key(namespace) else { return Ok(None) };
+    match write_secret(client, &fresh).await {
+        Ok(created) => Ok(key_in(&created)),
+        // Another replica was faster.
+        Err(error) if error.is_conflict() => {
+            Ok(read_secret(client, namespace, DIGEST_KEY_SECRET).await?.as_ref().and_then(key_in))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn key_in(secret: &Secret) -> Option<DigestKey> {
+    DigestKey::new(&secret.data.as_ref()?.get(DIGEST_KEY)?.0)
+}
+
+fn fresh_key(namespace: &str) -> Option<Secret> {
+    let mut bytes = vec![0; KEY_BYTES];
+    ring::rand::SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(Secret {
+        metadata: ObjectMeta {
+            name: Some(DIGEST_KEY_SECRET.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            labels: Some([("app.kubernetes.io/managed-by".to_owned(), FIELD_MANAGER.to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        data: Some([(DIGEST_KEY.to_owned(), k8s_openapi::ByteString(bytes))].into()),
+        ..Secret::default()
+    })
+}

@@ -1,0 +1,359 @@
+//! What the watches have shown: the objects, which Secrets they name, the metadata of Secrets, and which namespaces are
+//! ending. Folds watch events; makes no request and takes no decision.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::ResourceExt as _;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
+
+use crate::crd::MoneyGoCredential;
+use crate::secret::{Contender, Facts, Owner, Version};
+
+/// An object of ours, or what is left of one that cannot be read.
+pub type Guarded = DeserializeGuard<MoneyGoCredential>;
+
+/// Names a namespaced object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// Names an object.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// The name of an object that was read.
+    #[must_use]
+    pub fn of(object: &impl kube::ResourceExt) -> Self {
+        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    }
+
+    /// The same, for kube's stores.
+    #[must_use]
+    pub fn reference(&self) -> ObjectRef<Guarded> {
+        ObjectRef::new(&self.name).within(&self.namespace)
+    }
+
+    fn beside(&self, name: &str) -> Self {
+        Self::new(&self.namespace, name)
+    }
+}
+
+/// What an object names, for finding it when one of those Secrets changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Names {
+    version: Version,
+    credentials: Option<String>,
+    target: Option<String>,
+}
+
+impl Names {
+    fn of(object: &Guarded) -> Self {
+        let version = Version::of(kube::Resource::meta(object));
+        let Ok(credential) = &object.0 else { return Self { version, credentials: None, target: None } };
+        Self {
+            version,
+            credentials: Some(credential.spec.credentials_ref.name.clone()),
+            target: Some(credential.target_name().to_owned()),
+        }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &String> {
+        self.credentials.iter().chain(self.target.iter())
+    }
+}
+
+#[derive(Default)]
+struct Index {
+    objects: BTreeMap<ObjectKey, Names>,
+    by_secret: HashMap<ObjectKey, BTreeSet<String>>,
+    listing: Option<BTreeSet<ObjectKey>>,
+}
+
+#[derive(Default)]
+struct Secrets {
+    facts: HashMap<ObjectKey, Arc<Facts>>,
+    listing: Option<HashSet<ObjectKey>>,
+}
+
+/// What the watches of one scope (the cluster, or one namespace) have shown.
+pub struct Caches {
+    store: Store<Guarded>,
+    index: Mutex<Index>,
+    secrets: Mutex<Secrets>,
+    ending: Mutex<HashSet<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No fold can leave its map half-changed: a poisoned one is as good as any.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Caches {
+    /// Empty caches around a store that a reflector fills.
+    #[must_use]
+    pub fn new(store: Store<Guarded>) -> Self {
+        Self { store, index: Mutex::default(), secrets: Mutex::default(), ending: Mutex::default() }
+    }
+
+    /// The objects.
+    #[must_use]
+    pub fn store(&self) -> Store<Guarded> {
+        self.store.clone()
+    }
+
+    /// An object, where it is there and can be read.
+    #[must_use]
+    pub fn credential(&self, key: &ObjectKey) -> Option<Arc<Guarded>> {
+        self.store.get(&key.reference())
+    }
+
+    /// Every object's name.
+    #[must_use]
+    pub fn keys(&self) -> Vec<ObjectKey> {
+        lock(&self.index).objects.keys().cloned().collect()
+    }
+
+    /// What is known of a Secret's metadata.
+    #[must_use]
+    pub fn secret(&self, key: &ObjectKey) -> Option<Arc<Facts>> {
+        lock(&self.secrets).facts.get(key).cloned()
+    }
+
+    /// Takes note of a Secret that was read or written before its watch shows it.
+    pub fn note_secret(&self, key: &ObjectKey, facts: Facts) {
+        lock(&self.secrets).put(key, facts);
+    }
+
+    /// Whether the namespace is known to be ending.
+    #[must_use]
+    pub fn is_ending(&self, namespace: &str) -> bool {
+        lock(&self.ending).contains(namespace)
+    }
+
+    /// Whether a `MoneyGoCredential` of that name and uid is there.
+    #[must_use]
+    pub fn is_live(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        lock(&self.index).objects.get(&ObjectKey::new(namespace, name)).is_some_and(|names| names.version.uid == uid)
+    }
+
+    /// All objects whose target is that Secret, the asking one among them.
+    #[must_use]
+    pub fn contenders(&self, owner: &Owner, target: &str) -> Vec<Contender> {
+        let secret = ObjectKey::new(&owner.namespace, target);
+        let names: Vec<String> = {
+            let index = lock(&self.index);
+            let found = index.by_secret.get(&secret).filter(|names| names.len() > 1);
+            found.into_iter().flatten().cloned().collect()
+        };
+        names.iter().filter_map(|name| self.contender(&secret.beside(name), target)).collect()
+    }
+
+    fn contender(&self, key: &ObjectKey, target: &str) -> Option<Contender> {
+        let object = self.credential(key)?;
+        let credential = object.0.as_ref().ok().filter(|credential| credential.target_name() == target)?;
+        let bound = credential.status.as_ref().and_then(|status| status.target_name.as_deref());
+        Some(Contender {
+            name: key.name.clone(),
+            uid: credential.uid().unwrap_or_default(),
+            created: credential.creation_timestamp().map(|time| time.0),
+            sound: credential.resolve().is_ok() && bound.is_none_or(|name| name == target),
+        })
+    }
+
+    /// The other objects that name the same credentials Secret.
+    #[must_use]
+    pub fn sharing_credentials(&self, key: &ObjectKey, credentials: &str) -> Vec<String> {
+        let index = lock(&self.index);
+        let names = index.by_secret.get(&key.beside(credentials));
+        let shares = |name: &&String| {
+            **name != key.name
+                && index.objects.get(&key.beside(name)).is_some_and(|names| names.credentials.as_deref() == Some(credentials))
+        };
+        names.into_iter().flatten().filter(shares).cloned().collect()
+    }
+
+    /// Folds an event of the objects' watch. Returns whom to look at, and which objects are gone.
+    pub fn fold_object(&self, writer: &mut Writer<Guarded>, event: &Event<Guarded>) -> Folded {
+        writer.apply_watcher_event(event);
+        let mut index = lock(&self.index);
+        match event {
+            Event::Init => {
+                index.listing = Some(BTreeSet::new());
+                Folded::default()
+            }
+            Event::InitApply(object) => {
+                let key = ObjectKey::of(object);
+                if let Some(listing) = &mut index.listing {
+                    listing.insert(key.clone());
+                }
+                // The store shows a list only once it is whole: who is to be looked at is told then.
+                index.put(&key, Names::of(object));
+                Folded::default()
+            }
+            Event::InitDone => index.end_of_list(),
+            Event::Apply(object) => {
+                let key = ObjectKey::of(object);
+                let touched = index.put(&key, Names::of(object));
+                Folded { look_at: touched, gone: Vec::new() }
+            }
+            Event::Delete(object) => {
+                let key = ObjectKey::of(object);
+                let look_at = index.remove(&key);
+                Folded { look_at, gone: vec![key] }
+            }
+        }
+    }
+
+    /// Folds an event of the Secrets' watch. Returns whom to look at.
+    pub fn fold_secret(&self, event: Event<PartialObjectMeta<Secret>>) -> Vec<ObjectKey> {
+        let changed = lock(&self.secrets).fold(event);
+        let index = lock(&self.index);
+        changed.iter().flat_map(|secret| index.naming(secret)).collect()
+    }
+
+    /// Folds an event of the namespaces' watch.
+    pub fn fold_namespace(&self, event: &Event<PartialObjectMeta<Namespace>>) {
+        let mut ending = lock(&self.ending);
+        match event {
+            Event::Apply(namespace) | Event::InitApply(namespace) if namespace.metadata.deletion_timestamp.is_some() => {
+                ending.insert(namespace.name_any());
+            }
+            // Gone, or made anew under its name.
+            Event::Apply(namespace) | Event::InitApply(namespace) | Event::Delete(namespace) => {
+                ending.remove(&namespace.name_any());
+            }
+            Event::Init | Event::InitDone => {}
+        }
+    }
+}
+
+/// What follows from an event of the objects' watch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    /// Objects that the event concerns.
+    pub look_at: Vec<ObjectKey>,
+    /// Objects that are there no more.
+    pub gone: Vec<ObjectKey>,
+}
+
+impl Index {
+    /// Returns the object, and those that share its old or new target where that is new.
+    fn put(&mut self, key: &ObjectKey, names: Names) -> Vec<ObjectKey> {
+        let before = self.objects.get(key).cloned();
+        let mut touched = vec![key.clone()];
+        let renamed = before.as_ref().is_none_or(|old| {
+            old.target != names.target || old.credentials != names.credentials || old.version.uid != names.version.uid
+        });
+        if renamed {
+            if let Some(old) = &before {
+                touched.extend(self.unlink(key, old));
+            }
+            for secret in names.secrets() {
+                self.by_secret.entry(key.beside(secret)).or_default().insert(key.name.clone());
+            }
+            touched.extend(names.target.iter().flat_map(|target| self.naming(&key.beside(target))));
+        }
+        self.objects.insert(key.clone(), names);
+        touched.sort();
+        touched.dedup();
+        touched
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> Vec<ObjectKey> {
+        let Some(names) = self.objects.remove(key) else { return Vec::new() };
+        self.unlink(key, &names)
+    }
+
+    /// Returns those that share its Secrets.
+    fn unlink(&mut self, key: &ObjectKey, names: &Names) -> Vec<ObjectKey> {
+        let mut others = Vec::new();
+        for secret in names.secrets() {
+            let secret = key.beside(secret);
+            if let Some(naming) = self.by_secret.get_mut(&secret) {
+                naming.remove(&key.name);
+                if naming.is_empty() {
+                    self.by_secret.remove(&secret);
+                }
+            }
+            others.extend(self.naming(&secret));
+        }
+        others
+    }
+
+    fn naming(&self, secret: &ObjectKey) -> Vec<ObjectKey> {
+        self.by_secret.get(secret).into_iter().flatten().map(|name| secret.beside(name)).collect()
+    }
+
+    fn end_of_list(&mut self) -> Folded {
+        let listed = self.listing.take().unwrap_or_default();
+        let gone: Vec<_> = self.objects.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        let mut look_at: Vec<_> = gone.iter().flat_map(|key| self.remove(key)).collect();
+        look_at.extend(listed);
+        look_at.sort();
+        look_at.dedup();
+        Folded { look_at, gone }
+    }
+}
+
+impl Secrets {
+    /// Returns the Secrets that changed by it.
+    fn fold(&mut self, event: Event<PartialObjectMeta<Secret>>) -> Vec<ObjectKey> {
+        match event {
+            Event::Init => {
+                self.listing = Some(HashSet::new());
+                Vec::new()
+            }
+            Event::InitApply(secret) => {
+                let key = ObjectKey::of(&secret);
+                if let Some(listing) = &mut self.listing {
+                    listing.insert(key.clone());
+                }
+                self.put(&key, Facts::of(&secret.metadata)).then_some(key).into_iter().collect()
+            }
+            Event::InitDone => self.end_of_list(),
+            Event::Apply(secret) => {
+                let key = ObjectKey::of(&secret);
+                self.put(&key, Facts::of(&secret.metadata)).then_some(key).into_iter().collect()
+            }
+            Event::Delete(secret) => {
+                let key = ObjectKey::of(&secret);
+                let deleted = Version::of(&secret.metadata);
+                // A Secret made anew may have been noted before the deletion of the old one is shown.
+                let is_another = self.facts.get(&key).is_some_and(|known| known.version.uid != deleted.uid && known.version.is_newer_than(&deleted));
+                (!is_another && self.facts.remove(&key).is_some()).then_some(key).into_iter().collect()
+            }
+        }
+    }
+
+    /// Whether it is news. What is older than what is known is not.
+    fn put(&mut self, key: &ObjectKey, facts: Facts) -> bool {
+        if let Some(known) = self.facts.get(key)
+            && (known.version == facts.version || known.version.is_newer_than(&facts.version))
+        {
+            return false;
+        }
+        self.facts.insert(key.clone(), Arc::new(facts));
+        true
+    }
+
+    fn end_of_list(&mut self) -> Vec<ObjectKey> {
+        let listed = self.listing.take().unwrap_or_default();
+        let gone: Vec<_> = self.facts.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        for key in &gone {
+            self.facts.remove(key);
+        }
+        gone
+    }
+}

@@ -1,0 +1,311 @@
+//! The queue of grants ordered by expiry, the limiter they share, and the endpoint's health.
+//!
+//! An object that needs a token asks for leave ([`Grants::admit`]). It gets a [`Permit`] at once, or waits here without
+//! holding a reconcile slot and is called when its turn comes: the token that ends first goes first. While the endpoint
+//! itself is down, one permit at a time is given out as a probe.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::token::{ClientCredentials, Grant, TokenClient, TokenError};
+
+/// The first wait between two probes of an endpoint that is down.
+pub const PROBE_FIRST: Duration = Duration::from_secs(5);
+/// The longest wait between two probes, and so the time within which recovery begins.
+pub const PROBE_LAST: Duration = Duration::from_secs(30);
+/// This many clients must fail, with no answer to anyone in between, before it is the endpoint that is down.
+const CLIENTS_OF_AN_OUTAGE: usize = 2;
+/// A permit that its object has not collected by then goes to the next: the object may be gone.
+const COLLECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// How much is asked of the endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Requests a second.
+    pub per_second: f64,
+    /// Requests at the same time.
+    pub concurrency: NonZeroU32,
+}
+
+/// Whose failure a failed request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The client's alone: the endpoint answered, or it answers others.
+    Client,
+    /// Perhaps the endpoint's: nobody else has tried.
+    Endpoint,
+    /// The endpoint's: several clients met it. Nobody tries but one probe, and the first answer releases all.
+    Outage,
+}
+
+/// The queue of grants. `K` names an object.
+pub struct Grants<K> {
+    client: TokenClient,
+    limits: Limits,
+    clock: fn() -> Timestamp,
+    state: Mutex<State<K>>,
+    changed: Notify,
+}
+
+struct State<K> {
+    queue: BTreeSet<(Timestamp, K)>,
+    urgency: HashMap<K, Timestamp>,
+    /// Permits for objects that were called and have not come yet.
+    called: HashMap<K, Instant>,
+    in_use: u32,
+    next_start: Instant,
+    health: Health<K>,
+    closed: bool,
+}
+
+struct Health<K> {
+    /// Who failed since when, without an answer since.
+    failing: HashMap<K, Instant>,
+    last_answer: Option<Instant>,
+    outage: Option<Outage>,
+    recovered_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy)]
+struct Outage {
+    next_probe: Instant,
+    wait: Duration,
+}
+
+/// Leave to make one request. Dropping it gives the place to the next.
+pub struct Permit<K: Clone + Ord + Hash> {
+    grants: Arc<Grants<K>>,
+    key: K,
+}
+
+impl<K: Clone + Ord + Hash> Grants<K> {
+    /// An empty queue before `client`. `clock` is the wall clock.
+    #[must_use]
+    pub fn new(client: TokenClient, limits: Limits, clock: fn() -> Timestamp) -> Arc<Self> {
+        let health = Health { failing: HashMap::new(), last_answer: None, outage: None, recovered_at: None };
+        let state = State {
+            queue: BTreeSet::new(),
+            urgency: HashMap::new(),
+            called: HashMap::new(),
+            in_use: 0,
+            next_start: Instant::now(),
+            health,
+            closed: false,
+        };
+        Arc::new(Self { client, limits, clock, state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        // Nothing that holds the lock can leave the state half-changed: a poisoned one is as good as any.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leave to ask for a token for `key`, whose present one ends at `urgency`. `None`: it waits, and will be called.
+    pub fn admit(self: &Arc<Self>, key: &K, urgency: Timestamp) -> Option<Permit<K>> {
+        let mut state = self.state();
+        if state.closed {
+            return None;
+        }
+        let called = state.called.remove(key).is_some();
+        if called || (state.queue.is_empty() && state.start_if_possible(self.limits)) {
+            state.forget(key);
+            return Some(Permit { grants: Arc::clone(self), key: key.clone() });
+        }
+        state.enqueue(key, urgency);
+        self.changed.notify_one();
+        None
+    }
+
+    /// Takes an object out of the queue: it needs no token any more.
+    pub fn withdraw(&self, key: &K) {
+        let mut state = self.state();
+        state.forget(key);
+        state.health.failing.remove(key);
+        if state.called.remove(key).is_some() {
+            state.in_use = state.in_use.saturating_sub(1);
+            self.changed.notify_one();
+        }
+    }
+
+    /// When the endpoint last came back from an outage: failures before that count no more.
+    #[must_use]
+    pub fn recovered_at(&self) -> Option<Timestamp> {
+        self.state().health.recovered_at
+    }
+
+    /// Whether the endpoint is known to be down.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.state().health.outage.is_some()
+    }
+
+    /// Gives out no more permits. Those that are out stay valid.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.queue.clear();
+        state.urgency.clear();
+        self.changed.notify_one();
+    }
+
+    /// Calls waiting objects as their turn comes, until the queue is closed. Runs once for each queue.
+    pub async fn run(&self, call: impl Fn(&K)) {
+        loop {
+            let (turns, wake_at) = {
+                let mut state = self.state();
+                if state.closed {
+                    return;
+                }
+                (state.next_turns(self.limits), state.wake_at())
+            };
+            turns.iter().for_each(&call);
+            let timer = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = timer => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    fn answered(&self, key: &K) {
+        let mut state = self.state();
+        if state.health.answered(key, (self.clock)()) {
+            // Everyone who waits goes on at once, at the limiter's pace.
+            self.changed.notify_one();
+        }
+    }
+
+    fn failed(&self, key: &K) -> Blame {
+        self.state().health.failed(key)
+    }
+}
+
+impl<K: Clone + Ord + Hash> State<K> {
+    fn may_start(&self, limits: Limits, now: Instant) -> bool {
+        let probe_is_due = self.health.outage.is_none_or(|outage| outage.next_probe <= now && self.in_use == 0);
+        self.in_use < limits.concurrency.get() && self.next_start <= now && probe_is_due
+    }
+
+    fn start_if_possible(&mut self, limits: Limits) -> bool {
+        let now = Instant::now();
+        let starts = self.may_start(limits, now);
+        if starts {
+            self.in_use += 1;
+            self.next_start = self.next_start.max(now) + Duration::from_secs_f64(1.0 / limits.per_second);
+        }
+        starts
+    }
+
+    fn enqueue(&mut self, key: &K, urgency: Timestamp) {
+        if let Some(earlier) = self.urgency.insert(key.clone(), urgency) {
+            self.queue.remove(&(earlier, key.clone()));
+        }
+        self.queue.insert((urgency, key.clone()));
+    }
+
+    fn forget(&mut self, key: &K) {
+        if let Some(urgency) = self.urgency.remove(key) {
+            self.queue.remove(&(urgency, key.clone()));
+        }
+    }
+
+    fn next_turns(&mut self, limits: Limits) -> Vec<K> {
+        let now = Instant::now();
+        let before = self.called.len();
+        self.called.retain(|_, since| now < *since + COLLECT_WITHIN);
+        let reclaimed = u32::try_from(before - self.called.len()).unwrap_or(u32::MAX);
+        self.in_use = self.in_use.saturating_sub(reclaimed);
+        let mut turns = Vec::new();
+        while !self.queue.is_empty() && self.start_if_possible(limits) {
+            let Some((_, key)) = self.queue.pop_first() else { break };
+            self.urgency.remove(&key);
+            self.called.insert(key.clone(), now);
+            turns.push(key);
+        }
+        turns
+    }
+
+    /// The next moment at which something changes by itself.
+    fn wake_at(&self) -> Option<Instant> {
+        let uncollected = self.called.values().map(|since| *since + COLLECT_WITHIN).min();
+        let probe_at = self.health.outage.map_or(self.next_start, |outage| outage.next_probe.max(self.next_start));
+        // A probe that is under way, or all permits being out, ends with a notification.
+        let start = (!self.queue.is_empty() && probe_at > Instant::now()).then_some(probe_at);
+        [uncollected, start].into_iter().flatten().min()
+    }
+}
+
+impl<K: Clone + Ord + Hash> Health<K> {
+    /// Whether an outage has ended with this answer.
+    fn answered(&mut self, key: &K, now: Timestamp) -> bool {
+        self.last_answer = Some(Instant::now());
+        self.failing.remove(key);
+        let ended = self.outage.take().is_some();
+        if ended {
+            self.failing.clear();
+            self.recovered_at = Some(now);
+        }
+        ended
+    }
+
+    fn failed(&mut self, key: &K) -> Blame {
+        let now = Instant::now();
+        let since = *self.failing.entry(key.clone()).or_insert(now);
+        if let Some(outage) = &mut self.outage {
+            outage.wait = (outage.wait * 2).min(PROBE_LAST);
+            outage.next_probe = now + outage.wait;
+            return Blame::Outage;
+        }
+        if self.last_answer.is_some_and(|at| at > since) {
+            return Blame::Client;
+        }
+        let unanswered = |failing_since: &Instant| self.last_answer.is_none_or(|at| *failing_since > at);
+        if self.failing.values().filter(|since| unanswered(since)).count() < CLIENTS_OF_AN_OUTAGE {
+            return Blame::Endpoint;
+        }
+        self.outage = Some(Outage { next_probe: now + PROBE_FIRST, wait: PROBE_FIRST });
+        Blame::Outage
+    }
+}
+
+impl<K: Clone + Ord + Hash> Permit<K> {
+    /// Asks for a token.
+    ///
+    /// # Errors
+    /// As [`TokenClient::request`], with whose failure it is.
+    pub async fn request(self, credentials: &ClientCredentials, scope: &str) -> Result<Grant, (TokenError, Blame)> {
+        let answer = self.grants.client.request(credentials, scope).await;
+        match answer {
+            Err(error @ TokenError::Unavailable { .. }) => Err((error, self.grants.failed(&self.key))),
+            Err(error) => {
+                self.grants.answered(&self.key);
+                Err((error, Blame::Client))
+            }
+            Ok(grant) => {
+                self.grants.answered(&self.key);
+                Ok(grant)
+            }
+        }
+    }
+}
+
+impl<K: Clone + Ord + Hash> Drop for Permit<K> {
+    fn drop(&mut self) {
+        let mut state = self.grants.state();
+        state.in_use = state.in_use.saturating_sub(1);
+        drop(state);
+        self.grants.changed.notify_one();
+    }
+}
