@@ -6,6 +6,11 @@
 //! drift to GitOps tools; [`MoneyGoCredential::resolve`] fills them in instead. It also repeats every check of
 //! the schema, because an object that was stored before a check existed is still there.
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "`kubectl explain` prints these docstrings as they are"
+)]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
@@ -52,7 +57,7 @@ const TARGET_NAME_NEEDED: &str =
     "target.name is needed: the object and its credentials Secret have the same name";
 const RESERVED_KEY_RULE: &str = r"self.all(k, !k.matches('^([^/]+\\.)?(money-go\\.com|kubernetes\\.io|k8s\\.io)/') || (k.startsWith('app.kubernetes.io/') && !(k in ['app.kubernetes.io/managed-by', 'app.kubernetes.io/name'])))";
 const RESERVED_KEY_MESSAGE: &str = "money-go.com/, kubernetes.io/, k8s.io/ and their subdomains are reserved (app.kubernetes.io/ is open, but for managed-by and name)";
-const QUALIFIED_KEY_RULE: &str = r"self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]$'))";
+const QUALIFIED_KEY_RULE: &str = r"self.all(k, k.size() <= 317 && k.indexOf('/') <= 253 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]$'))";
 const QUALIFIED_KEY_MESSAGE: &str = "a key is [prefix/]name, the name at most 63 letters, digits, '-', '_' and '.', the prefix a DNS name";
 
 /// What is wanted: whose token, where it goes and when it is replaced.
@@ -206,8 +211,8 @@ pub struct TargetSpec {
     #[schemars(schema_with = "secret_key")]
     pub access_token_key: Option<String>,
 
-    /// A key that gets "Bearer <token>", ready to send as the Authorization header: letters, digits, '-', '_' and
-    /// '.', at most 253 of them; not accessTokenKey. Where unset, there is no such key.
+    /// A key that gets "Bearer", a space and the token, ready to send as the Authorization header: letters,
+    /// digits, '-', '_' and '.', at most 253 of them; not accessTokenKey. Where unset, there is no such key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "secret_key")]
     pub authorization_key: Option<String>,
@@ -383,10 +388,12 @@ fn date_time(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "date-time"})
 }
 
-/// The CRD as it is installed: the derived one without what the derive adds on its own (`nullable`, titles).
+/// The CRD as it is installed: the derived one without what the derive adds on its own (`nullable`, titles,
+/// defaults), and with what it cannot say.
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = MoneyGoCredential::crd();
+    crd.spec.names.list_kind = Some("MoneyGoCredentialList".into());
     for version in &mut crd.spec.versions {
         if let Some(root) = version
             .schema
@@ -438,7 +445,7 @@ pub struct Resolved {
     pub target: String,
     /// Its key for the token.
     pub access_token_key: String,
-    /// Its key for "Bearer <token>", if wanted; another than the rest.
+    /// Its key for "Bearer" and the token, if wanted; another than the rest.
     pub authorization_key: Option<String>,
     /// Its key for the expiry in RFC 3339, if wanted; another than the rest.
     pub expires_at_key: Option<String>,
@@ -790,6 +797,18 @@ impl ConditionType {
             Self::Stalled => "Stalled",
         }
     }
+
+    /// What its status `True` means.
+    #[must_use]
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Ready => "The target Secret holds an unexpired token, even while refreshes fail.",
+            Self::Refreshed => "The last attempt to get a token brought one.",
+            Self::Stalled => {
+                "Nothing but a change of spec, client or target can help. Only while Ready is False."
+            }
+        }
+    }
 }
 
 macro_rules! reasons {
@@ -829,8 +848,8 @@ reasons! {
     TokenExpired: "The token in the Secret has expired and no new one came. Refreshed says why.",
     CredentialsNotFound: "The Secret that credentialsRef names does not exist. Create it, or correct the name; the token is asked for at once.",
     CredentialsIncomplete: "The credentials' Secret lacks the key for the client id or the client secret, or its value is empty. Add it, or name the right key in credentialsRef.",
-    CredentialsMalformed: "The client id or the client secret is not UTF-8, is too long, or has white space or a control character at an end, as `echo … | base64` leaves behind (`printf %s … | base64` does not). No request is made with it. Correct the value.",
-    TargetConflict: "The target Secret exists and is not this object's: it is not touched, and no token is asked for. Choose another target.name, delete the Secret, or hand it over with the annotation money-go.com/adopt: <name of this object>. Where another MoneyGoCredential writes it, this one takes over when that one goes.",
+    CredentialsMalformed: "The client id or the client secret is not UTF-8 or has white space at an end, as `echo … | base64` leaves behind (`printf %s … | base64` does not). No request is made with it. Correct the value.",
+    TargetConflict: "The target Secret exists and is not this object's: it is not touched, and no token is asked for. Choose another target.name, delete the Secret, or hand it over with the annotation money-go.com/adopt, its value this object's name. Where another MoneyGoCredential writes it, this one takes over when that one goes.",
     TargetImmutable: "The target Secret is immutable (its field immutable is true), so no token can be written. Delete it, and it is created anew.",
     TargetForbidden: "The API server refuses the write of the target Secret: RBAC, a quota or an admission policy. The operator's log has its answer; grant the permission, or make room. The write is tried again with the same token.",
     TargetOverwritten: "Someone keeps overwriting the target Secret. The message names the field manager: stop it, or choose another target.name. Until then the token is restored ever more slowly.",
@@ -870,5 +889,303 @@ pub mod annotation {
         CREDENTIALS_HMAC = "money-go.com/credentials-hmac", "a target Secret": "A keyed digest of the client id and secret, by which a change of them is told from a change of a label.";
         APPLIED = "money-go.com/applied", "a target Secret": "The keys, labels and annotations that the operator wrote, so that one that is no longer wanted is removed and those of others are left alone.";
         SAME_TOKEN = "money-go.com/same-token", "a target Secret": "Money-Go returned the same token again at the last request: the next one is halfway to its expiry.";
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn credential(spec: Value) -> MoneyGoCredential {
+        MoneyGoCredential::new("payments-token", serde_json::from_value(spec).unwrap())
+    }
+
+    fn problem(spec: Value) -> Option<SpecProblem> {
+        credential(spec).resolve().err()
+    }
+
+    #[test]
+    fn defaults_are_resolved() {
+        let minimal = credential(json!({"credentialsRef": {"name": "payments-client"}}));
+        let expected = Resolved {
+            credentials: "payments-client".into(),
+            client_id_key: "client_id".into(),
+            client_secret_key: "client_secret".into(),
+            scope: "api".into(),
+            target: "payments-token".into(),
+            access_token_key: "access_token".into(),
+            authorization_key: None,
+            expires_at_key: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            deletion_policy: DeletionPolicy::Delete,
+            renew: Renew::ThirdLeft,
+            suspend: false,
+        };
+        assert_eq!(minimal.resolve(), Ok(expected));
+    }
+
+    #[test]
+    fn values_win_over_defaults() {
+        let full = credential(json!({
+            "credentialsRef": {"name": "c", "clientIdKey": "id", "clientSecretKey": "secret"},
+            "scope": "read write",
+            "target": {
+                "name": "t", "accessTokenKey": "token", "authorizationKey": "auth", "expiresAtKey": "exp",
+                "labels": {"team": "a"}, "annotations": {"example.com/x": "y z"}, "deletionPolicy": "Retain",
+            },
+            "refresh": {"renewBeforePercentage": 50},
+            "suspend": true,
+        }));
+        let expected = Resolved {
+            credentials: "c".into(),
+            client_id_key: "id".into(),
+            client_secret_key: "secret".into(),
+            scope: "read write".into(),
+            target: "t".into(),
+            access_token_key: "token".into(),
+            authorization_key: Some("auth".into()),
+            expires_at_key: Some("exp".into()),
+            labels: BTreeMap::from([("team".into(), "a".into())]),
+            annotations: BTreeMap::from([("example.com/x".into(), "y z".into())]),
+            deletion_policy: DeletionPolicy::Retain,
+            renew: Renew::PercentLeft(50),
+            suspend: true,
+        };
+        assert_eq!(full.target_name(), "t");
+        assert_eq!(full.resolve(), Ok(expected));
+    }
+
+    #[test]
+    fn every_problem_is_found() {
+        use SpecProblem::{
+            Key, Metadata, Name, RenewBefore, RenewBeforePercentage, ReservedKey, SameClientKeys,
+            SameTargetKeys, Scope, TargetHoldsCredentials, TwoRenewals,
+        };
+        let reference = |reference: Value| problem(json!({"credentialsRef": reference}));
+        let target =
+            |target: Value| problem(json!({"credentialsRef": {"name": "c"}, "target": target}));
+        let scope = |scope: &str| problem(json!({"credentialsRef": {"name": "c"}, "scope": scope}));
+        let refresh =
+            |refresh: Value| problem(json!({"credentialsRef": {"name": "c"}, "refresh": refresh}));
+
+        assert_eq!(
+            reference(json!({"name": ""})),
+            Some(Name("credentialsRef.name"))
+        );
+        assert_eq!(
+            reference(json!({"name": "A"})),
+            Some(Name("credentialsRef.name"))
+        );
+        assert_eq!(
+            reference(json!({"name": "c", "clientIdKey": "."})),
+            Some(Key("credentialsRef.clientIdKey"))
+        );
+        assert_eq!(
+            reference(json!({"name": "c", "clientSecretKey": "..x"})),
+            Some(Key("credentialsRef.clientSecretKey"))
+        );
+        assert_eq!(
+            reference(json!({"name": "c", "clientIdKey": "client_secret"})),
+            Some(SameClientKeys)
+        );
+        assert_eq!(
+            reference(json!({"name": "payments-token"})),
+            Some(TargetHoldsCredentials)
+        );
+        for bad in ["", " a", "a  b", "a\"b", "a\\b", "é", "a\nb"] {
+            assert_eq!(scope(bad), Some(Scope), "{bad:?}");
+        }
+        assert_eq!(target(json!({"name": "-t"})), Some(Name("target.name")));
+        assert_eq!(target(json!({"name": "c"})), Some(TargetHoldsCredentials));
+        assert_eq!(
+            target(json!({"accessTokenKey": "a b"})),
+            Some(Key("target.accessTokenKey"))
+        );
+        assert_eq!(
+            target(json!({"authorizationKey": ""})),
+            Some(Key("target.authorizationKey"))
+        );
+        assert_eq!(
+            target(json!({"expiresAtKey": "a/b"})),
+            Some(Key("target.expiresAtKey"))
+        );
+        assert_eq!(
+            target(json!({"authorizationKey": "access_token"})),
+            Some(SameTargetKeys)
+        );
+        assert_eq!(
+            target(json!({"expiresAtKey": "access_token"})),
+            Some(SameTargetKeys)
+        );
+        assert_eq!(
+            target(json!({"authorizationKey": "x", "expiresAtKey": "x"})),
+            Some(SameTargetKeys)
+        );
+        assert_eq!(
+            target(json!({"labels": {"a": "-"}})),
+            Some(Metadata("target.labels"))
+        );
+        assert_eq!(
+            target(json!({"annotations": {"/a": ""}})),
+            Some(Metadata("target.annotations"))
+        );
+        assert_eq!(
+            target(json!({"labels": {"x.k8s.io/a": ""}})),
+            Some(ReservedKey("target.labels"))
+        );
+        assert_eq!(
+            target(json!({"annotations": {"money-go.com/adopt": "x"}})),
+            Some(ReservedKey("target.annotations"))
+        );
+        assert_eq!(
+            refresh(json!({"renewBefore": "1h", "renewBeforePercentage": 50})),
+            Some(TwoRenewals)
+        );
+        assert_eq!(refresh(json!({"renewBefore": "10d"})), Some(RenewBefore));
+        for bad in [i32::MIN, -1, 0, 4, 91, 261, i32::MAX] {
+            assert_eq!(
+                refresh(json!({"renewBeforePercentage": bad})),
+                Some(RenewBeforePercentage),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn problems_repeat_nothing_that_a_user_typed() {
+        let text = problem(json!({"credentialsRef": {"name": "Hunter2"}}))
+            .unwrap()
+            .to_string();
+        assert!(
+            text.starts_with("credentialsRef.name is not the name of a Secret"),
+            "{text}"
+        );
+        assert!(!text.contains("Hunter2"));
+    }
+
+    #[test]
+    fn an_object_without_a_name_has_no_target() {
+        let mut nameless = credential(json!({"credentialsRef": {"name": "c"}}));
+        nameless.metadata.name = None;
+        assert_eq!(nameless.resolve(), Err(SpecProblem::Name("target.name")));
+    }
+
+    #[test]
+    fn durations() {
+        let seconds = |text| parse_duration(text).map(|duration| duration.as_secs_f64());
+        for (text, expected) in [
+            ("5s", 5.0),
+            ("240h", 864_000.0),
+            ("1h30m", 5400.0),
+            ("1m1m1m1m", 240.0),
+            ("1500ms", 1.5),
+            ("5m500ms", 300.5),
+            ("0s", 0.0),
+            ("00005s", 5.0),
+            ("99999h99999h99999h99999h", 4.0 * 99_999.0 * 3600.0),
+        ] {
+            assert_eq!(seconds(text), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            "5",
+            "s",
+            "10d",
+            "1h-5m",
+            "-5s",
+            "+5s",
+            "1.5h",
+            "100000s",
+            "1s1s1s1s1s",
+            "5S",
+            "5 s",
+            "5s ",
+            "5µs",
+            "5us",
+            "5ns",
+            "5sm",
+            "5mss",
+            "5é",
+            "é",
+            "٥s",
+            "5s\n",
+        ] {
+            assert_eq!(parse_duration(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn renew_before_has_a_least() {
+        let renew_before = |text: &str| {
+            renew(&RefreshSpec {
+                renew_before: Some(text.into()),
+                renew_before_percentage: None,
+            })
+        };
+        assert_eq!(renew_before("4999ms"), Err(SpecProblem::RenewBefore));
+        assert_eq!(renew_before("5000ms"), Ok(Renew::Before(RENEW_BEFORE_MIN)));
+    }
+
+    #[test]
+    fn reserved_keys() {
+        for key in [
+            "money-go.com/x",
+            "a.money-go.com/x",
+            "kubernetes.io/x",
+            "kubectl.kubernetes.io/x",
+            "k8s.io/x",
+            "app.kubernetes.io/name",
+            "app.kubernetes.io/managed-by",
+            "x.app.kubernetes.io/part-of",
+        ] {
+            assert!(is_reserved_key(key), "{key}");
+        }
+        for key in [
+            "x",
+            "money-go.com",
+            "notmoney-go.com/x",
+            "app.kubernetes.io/instance",
+            "example.com/k8s.io",
+        ] {
+            assert!(!is_reserved_key(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn nothing_unset_is_serialized() {
+        let minimal = credential(json!({"credentialsRef": {"name": "c"}}));
+        assert_eq!(
+            serde_json::to_value(&minimal.spec).unwrap(),
+            json!({"credentialsRef": {"name": "c"}})
+        );
+        assert_eq!(
+            serde_json::to_value(MoneyGoCredentialStatus::default()).unwrap(),
+            json!({})
+        );
+    }
+
+    #[test]
+    fn the_schema_has_neither_defaults_nor_nullable() {
+        let text = serde_json::to_string(&crd()).unwrap();
+        assert!(
+            !text.contains("\"default\"")
+                && !text.contains("\"nullable\"")
+                && !text.contains("\"title\"")
+        );
+    }
+
+    #[test]
+    fn reasons_are_what_the_api_server_takes() {
+        for reason in Reason::ALL {
+            assert!(
+                reason.as_str().bytes().all(|c| c.is_ascii_alphabetic()),
+                "{reason:?}"
+            );
+            assert!(reason.description().ends_with('.'), "{reason:?}");
+        }
     }
 }
