@@ -1,3 +1,11 @@
-//! Prints the `CustomResourceDefinition`.
+//! Prints the `CustomResourceDefinition` as YAML.
 
-fn main() {}
+use std::io::Write as _;
+
+use moneygo_operator::crd;
+
+fn main() -> anyhow::Result<()> {
+    let definition = serde_yaml::to_string(&crd::crd())?;
+    write!(std::io::stdout(), "{}{definition}", crd::GENERATED)?;
+    Ok(())
+}
