@@ -2,5 +2,4 @@
 
 pub mod crd;
 pub mod schedule;
-pub mod secret;
-pub mod status;
+pub mod token;
