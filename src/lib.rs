@@ -1,3 +1,4 @@
 //! Keeps Money-Go access tokens fresh in Kubernetes Secrets.
 
+pub mod lease;
 pub mod schedule;
