@@ -1,5 +1,5 @@
 //! Keeps Money-Go access tokens fresh in Kubernetes Secrets.
 
-pub mod crd;
+pub mod lease;
 pub mod schedule;
-pub mod token;
+pub mod telemetry;

@@ -1,2 +1,342 @@
-//! x
-fn main() {}
+//! The operator's process: arguments, the cluster, the Lease, the HTTP server, signals. All that decides is in the library.
+
+mod args;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use jiff::Timestamp;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use moneygo_operator::lease::{self, Leadership, LeaseConfig};
+use moneygo_operator::telemetry::{self, Metrics, Probes};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Args;
+
+/// For the first word with the cluster.
+const CLUSTER_LIMIT: Duration = Duration::from_secs(10);
+/// For what is left after the controller is done: it has had its share of the 5 s that a stop may take.
+const STOP_LIMIT: Duration = Duration::from_millis(2500);
+
+fn main() -> ExitCode {
+    let args = match Args::from_process() {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!("{error:#}").replace(['\n', '\r'], " ");
+            eprintln!("error: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: Args) -> anyhow::Result<()> {
+    telemetry::init_logging(&args.log_level, args.log_format)?;
+    telemetry::hide_panic_payloads();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("another TLS provider than ring is installed: this is a bug"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no async runtime")?;
+    let result = runtime.block_on(run(args));
+    // A resolver that hangs in its thread must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let signals = Signals::install()?;
+    tokio::spawn(signals.obey(shutdown.clone()));
+
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: give another address with --listen",
+            args.listen
+        )
+    })?;
+    let address = listener.local_addr().context("no address to listen on")?;
+    let Some(connected) = shutdown.run_until_cancelled(Cluster::connect()).await else {
+        return Ok(());
+    };
+    let cluster = connected?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cluster = %cluster.url, listen = %address, "started");
+
+    let (probes, metrics) = (Arc::new(Probes::default()), Arc::new(Metrics::new()));
+    let ends = CancellationToken::new();
+    let serving = tokio::spawn(telemetry::serve(
+        listener,
+        Arc::clone(&probes),
+        metrics,
+        ends.clone(),
+    ));
+    let (leadership, election) = stand_for_election(&args, &cluster)?;
+    let electing = election.map(|election| tokio::spawn(election.run(ends.clone())));
+
+    // TODO(controller): `controller::run(cluster.client, …, leadership, probes, metrics, shutdown)` takes the place of the next
+    // lines. It returns once everything that was issued is written, and only then is the Lease given up.
+    let _ = (&cluster.client, &leadership);
+    shutdown.cancelled().await;
+    let result = Ok(());
+
+    probes.set_ready(false);
+    ends.cancel();
+    let ending = async {
+        if let Some(electing) = electing {
+            electing.await.context("the election stopped by itself")?;
+        }
+        serving.await.context("the HTTP server stopped by itself")
+    };
+    match tokio::time::timeout(STOP_LIMIT, ending).await {
+        Ok(ended) => ended.and(result),
+        Err(_) => result,
+    }
+}
+
+fn stand_for_election(
+    args: &Args,
+    cluster: &Cluster,
+) -> anyhow::Result<(Leadership, Option<lease::Election>)> {
+    if !args.leader_elect {
+        return Ok((Leadership::always(), None));
+    }
+    let namespace = args.leader_elect_namespace.as_ref().or(cluster.namespace.as_ref()).context(
+        "--leader-elect needs a namespace for its Lease: outside a Pod, and with none in the kubeconfig's context, give --leader-elect-namespace",
+    )?;
+    let (name, duration) = (
+        &args.leader_elect_lease_name,
+        args.leader_elect_lease_duration,
+    );
+    let config = LeaseConfig::new(namespace, name, identity()?, duration)?;
+    let (leadership, election) = lease::elect(cluster.client.clone(), config, wall_clock);
+    Ok((leadership, Some(election)))
+}
+
+/// Only for the times that the Lease shows to people.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "TODO(controller): give the controller's clock here"
+)]
+fn wall_clock() -> Timestamp {
+    Timestamp::now()
+}
+
+/// The host's name (in a Pod: the Pod's) and something that no other process has.
+fn identity() -> anyhow::Result<String> {
+    let random: [u8; 8] = ring::rand::generate(&ring::rand::SystemRandom::new())
+        .map_err(|_| anyhow!("the system gives no random bytes"))?
+        .expose();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Ok(format!(
+        "{}_{:016x}",
+        host.trim(),
+        u64::from_le_bytes(random)
+    ))
+}
+
+/// The cluster that is worked on.
+struct Cluster {
+    client: Client,
+    url: http::Uri,
+    /// The Pod's own, or that of the kubeconfig's context.
+    namespace: Option<String>,
+}
+
+impl Cluster {
+    async fn connect() -> anyhow::Result<Self> {
+        let (mut config, namespace) = cluster_config().await?;
+        // Every call is bounded and repeated where it is made, on that place's own terms.
+        config.default_retry = false;
+        config.connect_timeout = Some(CLUSTER_LIMIT / 2);
+        let url = config.cluster_url.clone();
+        let client = Client::try_from(config).map_err(|error| {
+            anyhow!(
+                "cannot use the cluster's configuration: {}",
+                innermost(&error)
+            )
+        })?;
+        check_reachable(&client, &url).await?;
+        Ok(Self {
+            client,
+            url,
+            namespace,
+        })
+    }
+}
+
+/// `KUBECONFIG`, else the Pod's service account, else `~/.kube/config`: the order of controller-runtime.
+async fn cluster_config() -> anyhow::Result<(Config, Option<String>)> {
+    let named = std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty());
+    if !named && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        let config = Config::incluster()
+            .context("cannot use the Pod's service account: does the Pod mount its token?")?;
+        let namespace = config.default_namespace.clone();
+        return Ok((config, Some(namespace)));
+    }
+    let advice = "set KUBECONFIG to the kubeconfig of the cluster, or run in a Pod";
+    let kubeconfig =
+        Kubeconfig::read().map_err(|error| anyhow!("{}: {advice}", explain(&error)))?;
+    let (namespace, proxy) = (context_namespace(&kubeconfig), cluster_proxy(&kubeconfig));
+    let loaded = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config = loaded
+        .map_err(|error| anyhow!("cannot use the kubeconfig: {}: {advice}", explain(&error)))?;
+    // kube takes HTTPS_PROXY here, too: that one is for Money-Go.
+    config.proxy_url = proxy
+        .map(|proxy| proxy.parse())
+        .transpose()
+        .context("the kubeconfig's proxy-url is no URL")?;
+    Ok((config, namespace))
+}
+
+/// A parser's own words can quote what is in the file: keys and tokens.
+fn explain(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::Parse(_) => "the kubeconfig is no valid YAML of a Config".to_owned(),
+        KubeconfigError::ParseProxyUrl(_) => {
+            "a proxy's URL (proxy-url, HTTPS_PROXY) cannot be read".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+fn current_context(kubeconfig: &Kubeconfig) -> Option<&kube::config::Context> {
+    let name = kubeconfig.current_context.as_ref()?;
+    kubeconfig
+        .contexts
+        .iter()
+        .find(|context| &context.name == name)?
+        .context
+        .as_ref()
+}
+
+fn context_namespace(kubeconfig: &Kubeconfig) -> Option<String> {
+    current_context(kubeconfig)?
+        .namespace
+        .clone()
+        .filter(|namespace| !namespace.is_empty())
+}
+
+fn cluster_proxy(kubeconfig: &Kubeconfig) -> Option<String> {
+    let name = &current_context(kubeconfig)?.cluster;
+    let cluster = kubeconfig
+        .clusters
+        .iter()
+        .find(|cluster| &cluster.name == name)?
+        .cluster
+        .as_ref()?;
+    cluster.proxy_url.clone().filter(|proxy| !proxy.is_empty())
+}
+
+/// Any answer will do, but for one that knows nobody of our name.
+async fn check_reachable(client: &Client, url: &http::Uri) -> anyhow::Result<()> {
+    let asked = tokio::time::timeout(CLUSTER_LIMIT, client.apiserver_version()).await;
+    match asked {
+        Err(_) => bail!(
+            "cannot reach the cluster at {url}: no answer within 10 s: check the network, or KUBECONFIG"
+        ),
+        Ok(Err(kube::Error::Api(status))) if status.code == 401 => {
+            bail!(
+                "the cluster at {url} does not accept our credentials (401): renew those in KUBECONFIG or the service account's token"
+            )
+        }
+        Ok(Ok(_) | Err(kube::Error::Api(_))) => Ok(()),
+        Ok(Err(error)) => {
+            bail!(
+                "cannot reach the cluster at {url}: {}: check that it runs, or that KUBECONFIG names the right one",
+                innermost(&error)
+            )
+        }
+    }
+}
+
+/// "Connection refused", not the names of the layers around it.
+fn innermost(error: &kube::Error) -> String {
+    if let kube::Error::SerdeError(_) = error {
+        return "the answer is not that of a Kubernetes API server".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> anyhow::Result<Self> {
+        let install = |kind| signal(kind).context("cannot handle signals");
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The first asks for an orderly stop; the second is obeyed at once.
+    async fn obey(mut self, shutdown: CancellationToken) {
+        self.next().await;
+        tracing::info!("stopping: writing what was issued; a second signal stops at once");
+        shutdown.cancel();
+        self.next().await;
+        std::process::exit(1);
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kubeconfig(namespace: &str, proxy: &str) -> Kubeconfig {
+        Kubeconfig::from_yaml(&format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, \
+              contexts: [{{name: c, context: {{cluster: k, user: u, namespace: '{namespace}'}}}}], \
+              clusters: [{{name: k, cluster: {{server: 'https://127.0.0.1:1', proxy-url: '{proxy}'}}}}]}}"
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn namespace_and_proxy_come_from_the_current_context() {
+        let set = kubeconfig("payments", "http://proxy:3128");
+        assert_eq!(context_namespace(&set).as_deref(), Some("payments"));
+        assert_eq!(cluster_proxy(&set).as_deref(), Some("http://proxy:3128"));
+        let unset = kubeconfig("", "");
+        assert_eq!(
+            (context_namespace(&unset), cluster_proxy(&unset)),
+            (None, None)
+        );
+        assert_eq!(context_namespace(&Kubeconfig::default()), None);
+    }
+
+    #[test]
+    fn a_broken_kubeconfig_is_not_quoted() {
+        let error =
+            Kubeconfig::from_yaml("users: [{name: u, user: {token: [canary]}}]").unwrap_err();
+        assert!(!explain(&error).contains("canary"), "{}", explain(&error));
+    }
+
+    #[test]
+    fn identities_differ() {
+        assert_ne!(identity().unwrap(), identity().unwrap());
+    }
+}
