@@ -121,10 +121,7 @@ impl Args {
 
     /// What no flag can tell alone.
     fn checked(mut self) -> Result<Self, clap::Error> {
-        if self.token_url.scheme() != "https"
-            && !self.allow_insecure_token_url
-            && !is_loopback(&self.token_url)
-        {
+        if self.token_url.scheme() != "https" && !self.allow_insecure_token_url && !is_loopback(&self.token_url) {
             return Err(refuse(
                 "--token-url must begin with https:// (client secrets are sent to it); for a test, give --allow-insecure-token-url",
             ));
@@ -132,9 +129,7 @@ impl Args {
         self.watch_namespace.sort_unstable();
         self.watch_namespace.dedup();
         if self.watch_namespace.len() > NAMESPACES_MAX {
-            return Err(refuse(
-                "more than 1000 namespaces in --watch-namespace: leave it out to watch all",
-            ));
+            return Err(refuse("more than 1000 namespaces in --watch-namespace: leave it out to watch all"));
         }
         Ok(self)
     }
@@ -154,15 +149,11 @@ fn log_format() -> impl TypedValueParser<Value = LogFormat> {
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost"
-        || host
-            .parse()
-            .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {
-    let url =
-        Url::parse(text).map_err(|error| format!("{error}; it looks like https://host/path"))?;
+    let url = Url::parse(text).map_err(|error| format!("{error}; it looks like https://host/path"))?;
     if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
         return Err("must begin with https:// and name a host".to_owned());
     }
@@ -173,8 +164,7 @@ fn parse_url(text: &str) -> Result<Url, String> {
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080 or [::]:8080".to_owned())
+    text.parse().map_err(|_| "must be an IP address and a port, as in 0.0.0.0:8080 or [::]:8080".to_owned())
 }
 
 fn parse_token_timeout(text: &str) -> Result<Duration, String> {
@@ -199,14 +189,10 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     let malformed = || "must be a duration with units h, m, s or ms, as in 10s or 1m30s".to_owned();
     let (mut rest, mut total) = (text, Duration::ZERO);
     while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .ok_or_else(malformed)?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(malformed)?;
         let number: u64 = rest[..digits].parse().map_err(|_| malformed())?;
         rest = &rest[digits..];
-        let end = rest
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let millis = match &rest[..end] {
             "h" => 3_600_000,
             "m" => 60_000,
@@ -218,11 +204,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         let part = Duration::from_millis(number.checked_mul(millis).ok_or_else(malformed)?);
         total = total.checked_add(part).ok_or_else(malformed)?;
     }
-    if text.is_empty() {
-        Err(malformed())
-    } else {
-        Ok(total)
-    }
+    if text.is_empty() { Err(malformed()) } else { Ok(total) }
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
@@ -233,17 +215,16 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 }
 
 fn parse_concurrency(text: &str) -> Result<NonZeroUsize, String> {
-    let count: Option<NonZeroUsize> = text
-        .parse()
-        .ok()
-        .filter(|count: &NonZeroUsize| count.get() <= CONCURRENCY_MAX);
+    let count: Option<NonZeroUsize> = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= CONCURRENCY_MAX);
     count.ok_or_else(|| "must be a whole number from 1 to 1000".to_owned())
 }
 
 /// A DNS label (RFC 1123), as Kubernetes asks of a namespace.
 fn parse_namespace(text: &str) -> Result<String, String> {
     if !is_dns_label(text) {
-        return Err("must be a namespace's name: at most 63 of a-z, 0-9 and -, not beginning or ending with -".to_owned());
+        return Err(
+            "must be a namespace's name: at most 63 of a-z, 0-9 and -, not beginning or ending with -".to_owned()
+        );
     }
     Ok(text.to_owned())
 }
@@ -257,20 +238,14 @@ fn parse_lease_name(text: &str) -> Result<String, String> {
 
 fn is_dns_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    !text.is_empty()
-        && text.len() <= 63
-        && text.chars().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    !text.is_empty() && text.len() <= 63 && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// As the API server takes it: `key`, `!key`, `key=value`, `key==value`, `key!=value`, `key in (a,b)`,
 /// `key notin (a,b)`, with commas between.
 fn parse_selector(text: &str) -> Result<String, String> {
     let malformed = |part: &str| {
-        format!(
-            "{part:?} is no requirement such as team=payments, tier!=test, tier in (a,b), team or !team"
-        )
+        format!("{part:?} is no requirement such as team=payments, tier!=test, tier in (a,b), team or !team")
     };
     for part in split_outside_parentheses(text) {
         if !is_requirement(part.trim()) {
@@ -292,41 +267,28 @@ fn is_requirement(part: &str) -> bool {
     if let Some(key) = part.strip_prefix('!') {
         return is_label_key(key.trim());
     }
-    if let Some((key, value)) = ["!=", "==", "="]
-        .iter()
-        .find_map(|operator| part.split_once(operator))
-    {
+    if let Some((key, value)) = ["!=", "==", "="].iter().find_map(|operator| part.split_once(operator)) {
         return is_label_key(key.trim()) && is_label_value(value.trim());
     }
     let Some((key, set)) = part.split_once(char::is_whitespace) else {
         return is_label_key(part);
     };
     let set = set.trim();
-    let values = set
-        .strip_prefix("notin")
-        .or_else(|| set.strip_prefix("in"))
-        .unwrap_or_default()
-        .trim();
-    let values = values
-        .strip_prefix('(')
-        .and_then(|values| values.strip_suffix(')'));
-    is_label_key(key)
-        && values.is_some_and(|values| values.split(',').all(|value| is_label_value(value.trim())))
+    let values = set.strip_prefix("notin").or_else(|| set.strip_prefix("in")).unwrap_or_default().trim();
+    let values = values.strip_prefix('(').and_then(|values| values.strip_suffix(')'));
+    is_label_key(key) && values.is_some_and(|values| values.split(',').all(|value| is_label_value(value.trim())))
 }
 
 fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = key
-        .split_once('/')
-        .map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let prefixed =
-        prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_dns_label));
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let prefixed = prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_dns_label));
     prefixed && !name.is_empty() && is_label_value(name)
 }
 
 fn is_label_value(value: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let ends = value.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && value.ends_with(|c: char| c.is_ascii_alphanumeric());
+    let ends =
+        value.starts_with(|c: char| c.is_ascii_alphanumeric()) && value.ends_with(|c: char| c.is_ascii_alphanumeric());
     value.is_empty() || (value.len() <= 63 && value.chars().all(inner) && ends)
 }
 
@@ -345,19 +307,12 @@ mod tests {
         assert_eq!(args.token_timeout, Duration::from_secs(10));
         assert!((args.token_requests_per_second - 20.0).abs() < f64::EPSILON);
         assert_eq!(args.token_concurrency.get(), 16);
-        assert!(
-            args.watch_namespace.is_empty()
-                && args.label_selector.is_none()
-                && args.token_ca_file.is_none()
-        );
+        assert!(args.watch_namespace.is_empty() && args.label_selector.is_none() && args.token_ca_file.is_none());
         assert!(!args.leader_elect && !args.allow_insecure_token_url);
         assert_eq!(args.leader_elect_lease_name, "moneygo-operator");
         assert_eq!(args.leader_elect_lease_duration, Duration::from_secs(15));
         assert_eq!(args.listen.port(), 8080);
-        assert_eq!(
-            (args.log_level, args.log_format),
-            ("info".parse().unwrap(), LogFormat::Text)
-        );
+        assert_eq!((args.log_level, args.log_format), ("info".parse().unwrap(), LogFormat::Text));
     }
 
     #[test]
@@ -393,10 +348,7 @@ mod tests {
         assert_eq!(args.leader_elect_namespace.as_deref(), Some("system"));
         assert_eq!(args.leader_elect_lease_name, "other");
         assert_eq!(args.leader_elect_lease_duration, Duration::from_secs(30));
-        assert_eq!(
-            args.log_level,
-            "info,moneygo_operator=debug".parse().unwrap()
-        );
+        assert_eq!(args.log_level, "info,moneygo_operator=debug".parse().unwrap());
         assert_eq!(args.log_format, LogFormat::Json);
     }
 
@@ -415,24 +367,15 @@ mod tests {
         for arg in command.get_arguments() {
             let flag = arg.get_long().unwrap();
             let variable = format!("MONEYGO_{}", flag.to_uppercase().replace('-', "_"));
-            assert_eq!(
-                arg.get_env().and_then(|name| name.to_str()),
-                Some(variable.as_str())
-            );
-            assert!(
-                arg.get_help().is_some() && arg.get_help_heading().is_some(),
-                "{flag}"
-            );
+            assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+            assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{flag}");
         }
     }
 
     #[test]
     fn what_cannot_be_used_is_refused_in_one_line_with_code_2() {
         for (flags, says) in [
-            (
-                &["--token-url=http://api.money-go.com/token"][..],
-                "--allow-insecure-token-url",
-            ),
+            (&["--token-url=http://api.money-go.com/token"][..], "--allow-insecure-token-url"),
             (&["--token-url=api.money-go.com"], "https://host/path"),
             (&["--token-url=ftp://api.money-go.com"], "https://"),
             (&["--token-url=https://me:pass@host/"], "user"),
@@ -464,21 +407,14 @@ mod tests {
             let error = parse(flags).unwrap_err();
             let text = error.to_string();
             assert_eq!(error.exit_code(), 2, "{flags:?}");
-            assert!(
-                text.starts_with("error: ") && text.contains(says),
-                "{flags:?}: {text}"
-            );
+            assert!(text.starts_with("error: ") && text.contains(says), "{flags:?}: {text}");
             assert!(text.lines().count() <= 7, "{text}");
         }
     }
 
     #[test]
     fn loopback_needs_no_tls() {
-        for url in [
-            "http://127.0.0.1:1/token",
-            "http://[::1]:1/",
-            "http://localhost/",
-        ] {
+        for url in ["http://127.0.0.1:1/token", "http://[::1]:1/", "http://localhost/"] {
             assert!(parse(&["--token-url", url]).is_ok(), "{url}");
         }
         assert!(parse(&["--token-url=http://localhost.example.com/"]).is_err());
@@ -486,31 +422,11 @@ mod tests {
 
     #[test]
     fn selectors_are_checked() {
-        let good = [
-            "a",
-            "!a",
-            "a=b",
-            "a==b,c!=d",
-            "x.io/a in (b, c),d notin (e)",
-            "a=",
-            " a = b , c ",
-        ];
+        let good = ["a", "!a", "a=b", "a==b,c!=d", "x.io/a in (b, c),d notin (e)", "a=", " a = b , c "];
         for selector in good {
             assert!(parse_selector(selector).is_ok(), "{selector}");
         }
-        for selector in [
-            "",
-            "a,",
-            "a b",
-            "a in b",
-            "a in (b",
-            "a=b c",
-            "=a",
-            "a/b/c=d",
-            "-a=b",
-            "a>",
-            "a in (b)) c",
-        ] {
+        for selector in ["", "a,", "a b", "a in b", "a in (b", "a=b c", "=a", "a/b/c=d", "-a=b", "a>", "a in (b)) c"] {
             assert!(parse_selector(selector).is_err(), "{selector}");
         }
     }

@@ -179,7 +179,10 @@ impl Caches {
         let names = index.by_secret.get(&key.beside(credentials));
         let shares = |name: &&String| {
             **name != key.name
-                && index.objects.get(&key.beside(name)).is_some_and(|names| names.credentials.as_deref() == Some(credentials))
+                && index
+                    .objects
+                    .get(&key.beside(name))
+                    .is_some_and(|names| names.credentials.as_deref() == Some(credentials))
         };
         names.into_iter().flatten().filter(shares).cloned().collect()
     }
@@ -227,7 +230,9 @@ impl Caches {
     pub fn fold_namespace(&self, event: &Event<PartialObjectMeta<Namespace>>) {
         let mut ending = lock(&self.ending);
         match event {
-            Event::Apply(namespace) | Event::InitApply(namespace) if namespace.metadata.deletion_timestamp.is_some() => {
+            Event::Apply(namespace) | Event::InitApply(namespace)
+                if namespace.metadata.deletion_timestamp.is_some() =>
+            {
                 ending.insert(namespace.name_any());
             }
             // Gone, or made anew under its name.
@@ -331,7 +336,10 @@ impl Secrets {
                 let key = ObjectKey::of(&secret);
                 let deleted = Version::of(&secret.metadata);
                 // A Secret made anew may have been noted before the deletion of the old one is shown.
-                let is_another = self.facts.get(&key).is_some_and(|known| known.version.uid != deleted.uid && known.version.is_newer_than(&deleted));
+                let is_another = self
+                    .facts
+                    .get(&key)
+                    .is_some_and(|known| known.version.uid != deleted.uid && known.version.is_newer_than(&deleted));
                 (!is_another && self.facts.remove(&key).is_some()).then_some(key).into_iter().collect()
             }
         }

@@ -6,10 +6,7 @@
 //! drift to GitOps tools; [`MoneyGoCredential::resolve`] fills them in instead. It also repeats every check of
 //! the schema, because an object that was stored before a check existed is still there.
 
-#![allow(
-    clippy::doc_markdown,
-    reason = "`kubectl explain` prints these docstrings as they are"
-)]
+#![allow(clippy::doc_markdown, reason = "`kubectl explain` prints these docstrings as they are")]
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -53,12 +50,12 @@ const LABEL_VALUE_MAX: usize = 63;
 const ANNOTATION_VALUE_MAX: usize = 2048;
 
 /// The fallback that [`crd`] gives the one rule with a message expression: kube's `Rule` holds only one of the two.
-const TARGET_NAME_NEEDED: &str =
-    "target.name is needed: the object and its credentials Secret have the same name";
+const TARGET_NAME_NEEDED: &str = "target.name is needed: the object and its credentials Secret have the same name";
 const RESERVED_KEY_RULE: &str = r"self.all(k, !k.matches('^([^/]+\\.)?(money-go\\.com|kubernetes\\.io|k8s\\.io)/') || (k.startsWith('app.kubernetes.io/') && !(k in ['app.kubernetes.io/managed-by', 'app.kubernetes.io/name'])))";
 const RESERVED_KEY_MESSAGE: &str = "money-go.com/, kubernetes.io/, k8s.io/ and their subdomains are reserved (app.kubernetes.io/ is open, but for managed-by and name)";
 const QUALIFIED_KEY_RULE: &str = r"self.all(k, k.size() <= 317 && k.indexOf('/') <= 253 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]$'))";
-const QUALIFIED_KEY_MESSAGE: &str = "a key is [prefix/]name, the name at most 63 letters, digits, '-', '_' and '.', the prefix a DNS name";
+const QUALIFIED_KEY_MESSAGE: &str =
+    "a key is [prefix/]name, the name at most 63 letters, digits, '-', '_' and '.', the prefix a DNS name";
 
 /// What is wanted: whose token, where it goes and when it is replaced.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
@@ -395,15 +392,10 @@ pub fn crd() -> CustomResourceDefinition {
     let mut crd = MoneyGoCredential::crd();
     crd.spec.names.list_kind = Some("MoneyGoCredentialList".into());
     for version in &mut crd.spec.versions {
-        if let Some(root) = version
-            .schema
-            .as_mut()
-            .and_then(|s| s.open_api_v3_schema.as_mut())
-        {
+        if let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
             tidy(root);
             for rule in root.x_kubernetes_validations.iter_mut().flatten() {
-                rule.message
-                    .get_or_insert_with(|| TARGET_NAME_NEEDED.into());
+                rule.message.get_or_insert_with(|| TARGET_NAME_NEEDED.into());
             }
         }
     }
@@ -417,11 +409,7 @@ fn tidy(schema: &mut JSONSchemaProps) {
     if let Some(description) = &mut schema.description {
         *description = description.split_whitespace().collect::<Vec<_>>().join(" ");
     }
-    schema
-        .properties
-        .iter_mut()
-        .flat_map(BTreeMap::values_mut)
-        .for_each(tidy);
+    schema.properties.iter_mut().flat_map(BTreeMap::values_mut).for_each(tidy);
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
         tidy(items);
     }
@@ -466,14 +454,10 @@ pub struct Resolved {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SpecProblem {
     /// A Secret's name that the API server would refuse.
-    #[error(
-        "{0} is not the name of a Secret: use a DNS name of at most 253 lower-case letters, digits, '-' and '.'"
-    )]
+    #[error("{0} is not the name of a Secret: use a DNS name of at most 253 lower-case letters, digits, '-' and '.'")]
     Name(&'static str),
     /// A key that a Secret cannot have.
-    #[error(
-        "{0} is not a key of a Secret: use 1 to 253 letters, digits, '-', '_' and '.', not beginning with '..'"
-    )]
+    #[error("{0} is not a key of a Secret: use 1 to 253 letters, digits, '-', '_' and '.', not beginning with '..'")]
     Key(&'static str),
     /// Client id and secret under one key.
     #[error(
@@ -522,11 +506,7 @@ impl MoneyGoCredential {
     /// The Secret that holds the token: `spec.target.name`, or `metadata.name` where unset.
     #[must_use]
     pub fn target_name(&self) -> &str {
-        let named = self
-            .spec
-            .target
-            .as_ref()
-            .and_then(|target| target.name.as_deref());
+        let named = self.spec.target.as_ref().and_then(|target| target.name.as_deref());
         named.or(self.metadata.name.as_deref()).unwrap_or_default()
     }
 
@@ -539,11 +519,7 @@ impl MoneyGoCredential {
         let target = spec.target.clone().unwrap_or_default();
         let resolved = Resolved {
             credentials: spec.credentials_ref.name.clone(),
-            client_id_key: spec
-                .credentials_ref
-                .client_id_key
-                .clone()
-                .unwrap_or_else(|| CLIENT_ID_KEY.into()),
+            client_id_key: spec.credentials_ref.client_id_key.clone().unwrap_or_else(|| CLIENT_ID_KEY.into()),
             client_secret_key: spec
                 .credentials_ref
                 .client_secret_key
@@ -551,9 +527,7 @@ impl MoneyGoCredential {
                 .unwrap_or_else(|| CLIENT_SECRET_KEY.into()),
             scope: spec.scope.clone().unwrap_or_else(|| SCOPE.into()),
             target: self.target_name().to_owned(),
-            access_token_key: target
-                .access_token_key
-                .unwrap_or_else(|| ACCESS_TOKEN_KEY.into()),
+            access_token_key: target.access_token_key.unwrap_or_else(|| ACCESS_TOKEN_KEY.into()),
             authorization_key: target.authorization_key,
             expires_at_key: target.expires_at_key,
             labels: target.labels,
@@ -573,68 +547,30 @@ impl Resolved {
         self.check_target()?;
         self.check_target_keys()?;
         check_metadata("target.labels", &self.labels, is_label_value)?;
-        check_metadata("target.annotations", &self.annotations, |value| {
-            value.chars().count() <= ANNOTATION_VALUE_MAX
-        })
+        check_metadata("target.annotations", &self.annotations, |value| value.chars().count() <= ANNOTATION_VALUE_MAX)
     }
 
     fn check_credentials(&self) -> Result<(), SpecProblem> {
-        ensure(
-            is_object_name(&self.credentials),
-            SpecProblem::Name("credentialsRef.name"),
-        )?;
-        ensure(
-            is_secret_key(&self.client_id_key),
-            SpecProblem::Key("credentialsRef.clientIdKey"),
-        )?;
-        ensure(
-            is_secret_key(&self.client_secret_key),
-            SpecProblem::Key("credentialsRef.clientSecretKey"),
-        )?;
-        ensure(
-            self.client_id_key != self.client_secret_key,
-            SpecProblem::SameClientKeys,
-        )?;
+        ensure(is_object_name(&self.credentials), SpecProblem::Name("credentialsRef.name"))?;
+        ensure(is_secret_key(&self.client_id_key), SpecProblem::Key("credentialsRef.clientIdKey"))?;
+        ensure(is_secret_key(&self.client_secret_key), SpecProblem::Key("credentialsRef.clientSecretKey"))?;
+        ensure(self.client_id_key != self.client_secret_key, SpecProblem::SameClientKeys)?;
         ensure(is_scope(&self.scope), SpecProblem::Scope)
     }
 
     fn check_target(&self) -> Result<(), SpecProblem> {
-        ensure(
-            is_object_name(&self.target),
-            SpecProblem::Name("target.name"),
-        )?;
-        ensure(
-            self.target != self.credentials,
-            SpecProblem::TargetHoldsCredentials,
-        )
+        ensure(is_object_name(&self.target), SpecProblem::Name("target.name"))?;
+        ensure(self.target != self.credentials, SpecProblem::TargetHoldsCredentials)
     }
 
     fn check_target_keys(&self) -> Result<(), SpecProblem> {
         let token = Some(&self.access_token_key);
-        let (authorization, expires_at) = (
-            self.authorization_key.as_ref(),
-            self.expires_at_key.as_ref(),
-        );
-        ensure(
-            token.is_none_or(|key| is_secret_key(key)),
-            SpecProblem::Key("target.accessTokenKey"),
-        )?;
-        ensure(
-            authorization.is_none_or(|key| is_secret_key(key)),
-            SpecProblem::Key("target.authorizationKey"),
-        )?;
-        ensure(
-            expires_at.is_none_or(|key| is_secret_key(key)),
-            SpecProblem::Key("target.expiresAtKey"),
-        )?;
-        ensure(
-            authorization != token && expires_at != token,
-            SpecProblem::SameTargetKeys,
-        )?;
-        ensure(
-            authorization.is_none() || authorization != expires_at,
-            SpecProblem::SameTargetKeys,
-        )
+        let (authorization, expires_at) = (self.authorization_key.as_ref(), self.expires_at_key.as_ref());
+        ensure(token.is_none_or(|key| is_secret_key(key)), SpecProblem::Key("target.accessTokenKey"))?;
+        ensure(authorization.is_none_or(|key| is_secret_key(key)), SpecProblem::Key("target.authorizationKey"))?;
+        ensure(expires_at.is_none_or(|key| is_secret_key(key)), SpecProblem::Key("target.expiresAtKey"))?;
+        ensure(authorization != token && expires_at != token, SpecProblem::SameTargetKeys)?;
+        ensure(authorization.is_none() || authorization != expires_at, SpecProblem::SameTargetKeys)
     }
 }
 
@@ -675,10 +611,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 
 fn parse_duration_part(text: &str) -> Option<(Duration, &str)> {
     let (digits, rest) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
-    let (unit, rest) = rest.split_at(
-        rest.find(|c: char| !c.is_ascii_lowercase())
-            .unwrap_or(rest.len()),
-    );
+    let (unit, rest) = rest.split_at(rest.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(rest.len()));
     let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 5)?;
     let part = match unit {
         "h" => Duration::from_secs(number * 3600),
@@ -696,27 +629,17 @@ fn is_object_name(name: &str) -> bool {
 
 fn is_dns_label(label: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-    !label.is_empty()
-        && label.bytes().all(inner)
-        && !label.starts_with('-')
-        && !label.ends_with('-')
+    !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
 }
 
 fn is_secret_key(key: &str) -> bool {
     let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-    !key.is_empty()
-        && key.len() <= NAME_MAX
-        && key.bytes().all(inner)
-        && key != "."
-        && !key.starts_with("..")
+    !key.is_empty() && key.len() <= NAME_MAX && key.bytes().all(inner) && key != "." && !key.starts_with("..")
 }
 
 fn is_scope(scope: &str) -> bool {
     let scope_char = |c: u8| c.is_ascii_graphic() && c != b'"' && c != b'\\';
-    scope.len() <= SCOPE_MAX
-        && scope
-            .split(' ')
-            .all(|token| !token.is_empty() && token.bytes().all(scope_char))
+    scope.len() <= SCOPE_MAX && scope.split(' ').all(|token| !token.is_empty() && token.bytes().all(scope_char))
 }
 
 fn check_metadata(
@@ -724,17 +647,9 @@ fn check_metadata(
     map: &BTreeMap<String, String>,
     is_value: impl Fn(&str) -> bool,
 ) -> Result<(), SpecProblem> {
-    let entries_hold = map
-        .iter()
-        .all(|(key, value)| is_qualified_key(key) && is_value(value));
-    ensure(
-        map.len() <= METADATA_MAX && entries_hold,
-        SpecProblem::Metadata(field),
-    )?;
-    ensure(
-        !map.keys().any(|key| is_reserved_key(key)),
-        SpecProblem::ReservedKey(field),
-    )
+    let entries_hold = map.iter().all(|(key, value)| is_qualified_key(key) && is_value(value));
+    ensure(map.len() <= METADATA_MAX && entries_hold, SpecProblem::Metadata(field))?;
+    ensure(!map.keys().any(|key| is_reserved_key(key)), SpecProblem::ReservedKey(field))
 }
 
 fn is_reserved_key(key: &str) -> bool {
@@ -745,11 +660,7 @@ fn is_reserved_key(key: &str) -> bool {
     if prefix == "app.kubernetes.io" {
         return matches!(name, "managed-by" | "name");
     }
-    DOMAINS.iter().any(|domain| {
-        prefix
-            .strip_suffix(domain)
-            .is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
-    })
+    DOMAINS.iter().any(|domain| prefix.strip_suffix(domain).is_some_and(|sub| sub.is_empty() || sub.ends_with('.')))
 }
 
 fn is_qualified_key(key: &str) -> bool {
@@ -804,9 +715,7 @@ impl ConditionType {
         match self {
             Self::Ready => "The target Secret holds an unexpired token, even while refreshes fail.",
             Self::Refreshed => "The last attempt to get a token brought one.",
-            Self::Stalled => {
-                "Nothing but a change of spec, client or target can help. Only while Ready is False."
-            }
+            Self::Stalled => "Nothing but a change of spec, client or target can help. Only while Ready is False.",
         }
     }
 }
@@ -962,108 +871,52 @@ mod tests {
     #[test]
     fn every_problem_is_found() {
         use SpecProblem::{
-            Key, Metadata, Name, RenewBefore, RenewBeforePercentage, ReservedKey, SameClientKeys,
-            SameTargetKeys, Scope, TargetHoldsCredentials, TwoRenewals,
+            Key, Metadata, Name, RenewBefore, RenewBeforePercentage, ReservedKey, SameClientKeys, SameTargetKeys,
+            Scope, TargetHoldsCredentials, TwoRenewals,
         };
         let reference = |reference: Value| problem(json!({"credentialsRef": reference}));
-        let target =
-            |target: Value| problem(json!({"credentialsRef": {"name": "c"}, "target": target}));
+        let target = |target: Value| problem(json!({"credentialsRef": {"name": "c"}, "target": target}));
         let scope = |scope: &str| problem(json!({"credentialsRef": {"name": "c"}, "scope": scope}));
-        let refresh =
-            |refresh: Value| problem(json!({"credentialsRef": {"name": "c"}, "refresh": refresh}));
+        let refresh = |refresh: Value| problem(json!({"credentialsRef": {"name": "c"}, "refresh": refresh}));
 
-        assert_eq!(
-            reference(json!({"name": ""})),
-            Some(Name("credentialsRef.name"))
-        );
-        assert_eq!(
-            reference(json!({"name": "A"})),
-            Some(Name("credentialsRef.name"))
-        );
-        assert_eq!(
-            reference(json!({"name": "c", "clientIdKey": "."})),
-            Some(Key("credentialsRef.clientIdKey"))
-        );
+        assert_eq!(reference(json!({"name": ""})), Some(Name("credentialsRef.name")));
+        assert_eq!(reference(json!({"name": "A"})), Some(Name("credentialsRef.name")));
+        assert_eq!(reference(json!({"name": "c", "clientIdKey": "."})), Some(Key("credentialsRef.clientIdKey")));
         assert_eq!(
             reference(json!({"name": "c", "clientSecretKey": "..x"})),
             Some(Key("credentialsRef.clientSecretKey"))
         );
-        assert_eq!(
-            reference(json!({"name": "c", "clientIdKey": "client_secret"})),
-            Some(SameClientKeys)
-        );
-        assert_eq!(
-            reference(json!({"name": "payments-token"})),
-            Some(TargetHoldsCredentials)
-        );
+        assert_eq!(reference(json!({"name": "c", "clientIdKey": "client_secret"})), Some(SameClientKeys));
+        assert_eq!(reference(json!({"name": "payments-token"})), Some(TargetHoldsCredentials));
         for bad in ["", " a", "a  b", "a\"b", "a\\b", "é", "a\nb"] {
             assert_eq!(scope(bad), Some(Scope), "{bad:?}");
         }
         assert_eq!(target(json!({"name": "-t"})), Some(Name("target.name")));
         assert_eq!(target(json!({"name": "c"})), Some(TargetHoldsCredentials));
-        assert_eq!(
-            target(json!({"accessTokenKey": "a b"})),
-            Some(Key("target.accessTokenKey"))
-        );
-        assert_eq!(
-            target(json!({"authorizationKey": ""})),
-            Some(Key("target.authorizationKey"))
-        );
-        assert_eq!(
-            target(json!({"expiresAtKey": "a/b"})),
-            Some(Key("target.expiresAtKey"))
-        );
-        assert_eq!(
-            target(json!({"authorizationKey": "access_token"})),
-            Some(SameTargetKeys)
-        );
-        assert_eq!(
-            target(json!({"expiresAtKey": "access_token"})),
-            Some(SameTargetKeys)
-        );
-        assert_eq!(
-            target(json!({"authorizationKey": "x", "expiresAtKey": "x"})),
-            Some(SameTargetKeys)
-        );
-        assert_eq!(
-            target(json!({"labels": {"a": "-"}})),
-            Some(Metadata("target.labels"))
-        );
-        assert_eq!(
-            target(json!({"annotations": {"/a": ""}})),
-            Some(Metadata("target.annotations"))
-        );
-        assert_eq!(
-            target(json!({"labels": {"x.k8s.io/a": ""}})),
-            Some(ReservedKey("target.labels"))
-        );
+        assert_eq!(target(json!({"accessTokenKey": "a b"})), Some(Key("target.accessTokenKey")));
+        assert_eq!(target(json!({"authorizationKey": ""})), Some(Key("target.authorizationKey")));
+        assert_eq!(target(json!({"expiresAtKey": "a/b"})), Some(Key("target.expiresAtKey")));
+        assert_eq!(target(json!({"authorizationKey": "access_token"})), Some(SameTargetKeys));
+        assert_eq!(target(json!({"expiresAtKey": "access_token"})), Some(SameTargetKeys));
+        assert_eq!(target(json!({"authorizationKey": "x", "expiresAtKey": "x"})), Some(SameTargetKeys));
+        assert_eq!(target(json!({"labels": {"a": "-"}})), Some(Metadata("target.labels")));
+        assert_eq!(target(json!({"annotations": {"/a": ""}})), Some(Metadata("target.annotations")));
+        assert_eq!(target(json!({"labels": {"x.k8s.io/a": ""}})), Some(ReservedKey("target.labels")));
         assert_eq!(
             target(json!({"annotations": {"money-go.com/adopt": "x"}})),
             Some(ReservedKey("target.annotations"))
         );
-        assert_eq!(
-            refresh(json!({"renewBefore": "1h", "renewBeforePercentage": 50})),
-            Some(TwoRenewals)
-        );
+        assert_eq!(refresh(json!({"renewBefore": "1h", "renewBeforePercentage": 50})), Some(TwoRenewals));
         assert_eq!(refresh(json!({"renewBefore": "10d"})), Some(RenewBefore));
         for bad in [i32::MIN, -1, 0, 4, 91, 261, i32::MAX] {
-            assert_eq!(
-                refresh(json!({"renewBeforePercentage": bad})),
-                Some(RenewBeforePercentage),
-                "{bad}"
-            );
+            assert_eq!(refresh(json!({"renewBeforePercentage": bad})), Some(RenewBeforePercentage), "{bad}");
         }
     }
 
     #[test]
     fn problems_repeat_nothing_that_a_user_typed() {
-        let text = problem(json!({"credentialsRef": {"name": "Hunter2"}}))
-            .unwrap()
-            .to_string();
-        assert!(
-            text.starts_with("credentialsRef.name is not the name of a Secret"),
-            "{text}"
-        );
+        let text = problem(json!({"credentialsRef": {"name": "Hunter2"}})).unwrap().to_string();
+        assert!(text.starts_with("credentialsRef.name is not the name of a Secret"), "{text}");
         assert!(!text.contains("Hunter2"));
     }
 
@@ -1120,12 +973,8 @@ mod tests {
 
     #[test]
     fn renew_before_has_a_least() {
-        let renew_before = |text: &str| {
-            renew(&RefreshSpec {
-                renew_before: Some(text.into()),
-                renew_before_percentage: None,
-            })
-        };
+        let renew_before =
+            |text: &str| renew(&RefreshSpec { renew_before: Some(text.into()), renew_before_percentage: None });
         assert_eq!(renew_before("4999ms"), Err(SpecProblem::RenewBefore));
         assert_eq!(renew_before("5000ms"), Ok(Renew::Before(RENEW_BEFORE_MIN)));
     }
@@ -1144,13 +993,7 @@ mod tests {
         ] {
             assert!(is_reserved_key(key), "{key}");
         }
-        for key in [
-            "x",
-            "money-go.com",
-            "notmoney-go.com/x",
-            "app.kubernetes.io/instance",
-            "example.com/k8s.io",
-        ] {
+        for key in ["x", "money-go.com", "notmoney-go.com/x", "app.kubernetes.io/instance", "example.com/k8s.io"] {
             assert!(!is_reserved_key(key), "{key}");
         }
     }
@@ -1158,33 +1001,20 @@ mod tests {
     #[test]
     fn nothing_unset_is_serialized() {
         let minimal = credential(json!({"credentialsRef": {"name": "c"}}));
-        assert_eq!(
-            serde_json::to_value(&minimal.spec).unwrap(),
-            json!({"credentialsRef": {"name": "c"}})
-        );
-        assert_eq!(
-            serde_json::to_value(MoneyGoCredentialStatus::default()).unwrap(),
-            json!({})
-        );
+        assert_eq!(serde_json::to_value(&minimal.spec).unwrap(), json!({"credentialsRef": {"name": "c"}}));
+        assert_eq!(serde_json::to_value(MoneyGoCredentialStatus::default()).unwrap(), json!({}));
     }
 
     #[test]
     fn the_schema_has_neither_defaults_nor_nullable() {
         let text = serde_json::to_string(&crd()).unwrap();
-        assert!(
-            !text.contains("\"default\"")
-                && !text.contains("\"nullable\"")
-                && !text.contains("\"title\"")
-        );
+        assert!(!text.contains("\"default\"") && !text.contains("\"nullable\"") && !text.contains("\"title\""));
     }
 
     #[test]
     fn reasons_are_what_the_api_server_takes() {
         for reason in Reason::ALL {
-            assert!(
-                reason.as_str().bytes().all(|c| c.is_ascii_alphabetic()),
-                "{reason:?}"
-            );
+            assert!(reason.as_str().bytes().all(|c| c.is_ascii_alphabetic()), "{reason:?}");
             assert!(reason.description().ends_with('.'), "{reason:?}");
         }
     }

@@ -64,17 +64,9 @@ impl LeaseConfig {
         identity: impl Into<String>,
         duration: Duration,
     ) -> Result<Self, LeaseConfigError> {
-        let config = Self {
-            namespace: namespace.into(),
-            name: name.into(),
-            identity: identity.into(),
-            duration,
-        };
-        for (what, value) in [
-            ("namespace", &config.namespace),
-            ("name", &config.name),
-            ("identity", &config.identity),
-        ] {
+        let config = Self { namespace: namespace.into(), name: name.into(), identity: identity.into(), duration };
+        for (what, value) in [("namespace", &config.namespace), ("name", &config.name), ("identity", &config.identity)]
+        {
             if value.is_empty() {
                 return Err(LeaseConfigError::Empty(what));
             }
@@ -117,10 +109,7 @@ impl Moment {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let secs = u64::try_from(boot.tv_sec).unwrap_or_default();
         let nanos = u32::try_from(boot.tv_nsec).unwrap_or_default();
-        Self {
-            monotonic: Instant::now(),
-            boot: Duration::new(secs, nanos),
-        }
+        Self { monotonic: Instant::now(), boot: Duration::new(secs, nanos) }
     }
 
     /// The longer of what the two clocks say.
@@ -143,9 +132,7 @@ impl Observed {
     }
 
     fn holder(&self) -> &str {
-        self.spec()
-            .and_then(|spec| spec.holder_identity.as_deref())
-            .unwrap_or_default()
+        self.spec().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
     }
 }
 
@@ -176,16 +163,12 @@ fn believed_duration(observed: &Observed, config: &LeaseConfig) -> Duration {
         .and_then(|spec| spec.lease_duration_seconds)
         .and_then(|secs| u64::try_from(secs).ok())
         .filter(|secs| *secs > 0)
-        .map_or(config.duration, |secs| {
-            Duration::from_secs(secs).min(DURATION_MAX)
-        })
+        .map_or(config.duration, |secs| Duration::from_secs(secs).min(DURATION_MAX))
 }
 
 /// Keeps `since` while the record stays the same. Labels and the like do not count: they are no sign of life.
 fn observe(before: Option<Observed>, lease: Lease, now: Moment) -> Observed {
-    let since = before
-        .filter(|before| before.lease.spec == lease.spec)
-        .map_or(now, |before| before.since);
+    let since = before.filter(|before| before.lease.spec == lease.spec).map_or(now, |before| before.since);
     Observed { lease, since }
 }
 
@@ -236,11 +219,7 @@ impl Leadership {
     }
 
     fn new(length: Option<Duration>, leading: bool) -> Self {
-        Self(Arc::new(Term {
-            length,
-            renewed: Mutex::new(None),
-            leading: watch::Sender::new(leading),
-        }))
+        Self(Arc::new(Term { length, renewed: Mutex::new(None), leading: watch::Sender::new(leading) }))
     }
 
     /// Whether this process leads now: the lease was renewed less than a renew deadline ago, by every clock.
@@ -258,62 +237,40 @@ impl Leadership {
     }
 
     fn renewed(&self) -> std::sync::MutexGuard<'_, Option<Moment>> {
-        self.0
-            .renewed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remaining(&self, now: Moment) -> Option<Duration> {
         let (length, renewed) = (self.0.length?, (*self.renewed())?);
-        length
-            .checked_sub(now.since(renewed))
-            .filter(|left| !left.is_zero())
+        length.checked_sub(now.since(renewed)).filter(|left| !left.is_zero())
     }
 
     /// A write that was begun at `begun` has taken or kept the lease.
     fn extend(&self, begun: Moment) {
         *self.renewed() = Some(begun);
-        self.0
-            .leading
-            .send_if_modified(|leading| !std::mem::replace(leading, true));
+        self.0.leading.send_if_modified(|leading| !std::mem::replace(leading, true));
     }
 
     /// Whether there was anything to end.
     fn end(&self) -> bool {
         *self.renewed() = None;
-        self.0
-            .leading
-            .send_if_modified(|leading| std::mem::replace(leading, false))
+        self.0.leading.send_if_modified(|leading| std::mem::replace(leading, false))
     }
 }
 
 impl fmt::Debug for Leadership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Leadership")
-            .field(&self.is_leader())
-            .finish()
+        f.debug_tuple("Leadership").field(&self.is_leader()).finish()
     }
 }
 
 /// Stands for election. Nothing happens until [`Election::run`] is polled. `wall` gives the times that
 /// the record shows to people; no decision rests on them.
 #[must_use]
-pub fn elect(
-    client: Client,
-    config: LeaseConfig,
-    wall: fn() -> Timestamp,
-) -> (Leadership, Election) {
+pub fn elect(client: Client, config: LeaseConfig, wall: fn() -> Timestamp) -> (Leadership, Election) {
     let leadership = Leadership::new(Some(config.renew_deadline()), false);
     let leases = Api::namespaced(client, &config.namespace);
-    let election = Election {
-        leases,
-        config,
-        wall,
-        leadership: leadership.clone(),
-        observed: None,
-        reported: None,
-    };
+    let election = Election { leases, config, wall, leadership: leadership.clone(), observed: None, reported: None };
     (leadership, election)
 }
 
@@ -406,13 +363,8 @@ impl Election {
 
     /// One attempt to acquire or to renew; ends with our own term at the latest.
     async fn attempt(&mut self) -> Result<(), Failure> {
-        let limit = self
-            .leadership
-            .remaining(Moment::now())
-            .unwrap_or_else(|| self.config.renew_deadline());
-        time::timeout(limit, self.try_acquire_or_renew())
-            .await
-            .unwrap_or(Err(Failure::Timeout(limit)))
+        let limit = self.leadership.remaining(Moment::now()).unwrap_or_else(|| self.config.renew_deadline());
+        time::timeout(limit, self.try_acquire_or_renew()).await.unwrap_or(Err(Failure::Timeout(limit)))
     }
 
     async fn try_acquire_or_renew(&mut self) -> Result<(), Failure> {
@@ -448,23 +400,14 @@ impl Election {
         let mut lease = observed.map_or_else(|| self.new_lease(), |observed| observed.lease);
         lease.spec = Some(held(lease.spec.as_ref(), &self.config, (self.wall)()));
         let lease = self.write(&lease).await?;
-        self.observed = Some(Observed {
-            lease,
-            since: Moment::now(),
-        });
+        self.observed = Some(Observed { lease, since: Moment::now() });
         self.leadership.extend(begun);
         Ok(())
     }
 
     fn new_lease(&self) -> Lease {
-        let metadata = ObjectMeta {
-            name: Some(self.config.name.clone()),
-            ..ObjectMeta::default()
-        };
-        Lease {
-            metadata,
-            spec: None,
-        }
+        let metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
+        Lease { metadata, spec: None }
     }
 
     async fn write(&self, lease: &Lease) -> Result<Lease, Failure> {
@@ -472,15 +415,12 @@ impl Election {
         if lease.metadata.resource_version.is_none() {
             return self.bounded(self.leases.create(&params, lease)).await;
         }
-        self.bounded(self.leases.replace(&self.config.name, &params, lease))
-            .await
+        self.bounded(self.leases.replace(&self.config.name, &params, lease)).await
     }
 
     async fn bounded<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
         let limit = self.config.call_timeout();
-        let answer = time::timeout(limit, call)
-            .await
-            .map_err(|_| Failure::Timeout(limit))?;
+        let answer = time::timeout(limit, call).await.map_err(|_| Failure::Timeout(limit))?;
         Ok(answer?)
     }
 
@@ -506,10 +446,7 @@ impl Election {
         let Some(Observed { mut lease, .. }) = self.look().await? else {
             return Ok(false);
         };
-        let Some(spec) = lease
-            .spec
-            .filter(|spec| spec.holder_identity.as_ref() == Some(&self.config.identity))
-        else {
+        let Some(spec) = lease.spec.filter(|spec| spec.holder_identity.as_ref() == Some(&self.config.identity)) else {
             return Ok(false);
         };
         lease.spec = Some(released(&spec, (self.wall)()));
@@ -522,29 +459,14 @@ impl Election {
             Err(failure) if failure.is_stale() => return,
             Err(failure) => Report::Failing(failure.to_string()),
             Ok(()) if self.leadership.is_leader() => Report::Leading,
-            Ok(()) => Report::Following(
-                self.observed
-                    .as_ref()
-                    .map(|o| o.holder().to_owned())
-                    .unwrap_or_default(),
-            ),
+            Ok(()) => Report::Following(self.observed.as_ref().map(|o| o.holder().to_owned()).unwrap_or_default()),
         };
         if self.reported.as_ref() == Some(&report) {
             return;
         }
-        let LeaseConfig {
-            namespace,
-            name,
-            identity,
-            ..
-        } = &self.config;
+        let LeaseConfig { namespace, name, identity, .. } = &self.config;
         match &report {
-            Report::Leading => tracing::info!(
-                namespace,
-                name,
-                identity,
-                "holding the lease: this replica leads"
-            ),
+            Report::Leading => tracing::info!(namespace, name, identity, "holding the lease: this replica leads"),
             Report::Following(holder) => {
                 tracing::info!(namespace, name, holder, "another replica leads");
             }
@@ -559,9 +481,7 @@ impl Election {
 /// From 0 to 1. A failing source of randomness only costs the spread.
 fn random_fraction() -> f64 {
     let random = ring::rand::generate::<[u8; 4]>(&ring::rand::SystemRandom::new());
-    random.map_or(0.5, |bytes| {
-        f64::from(u32::from_le_bytes(bytes.expose())) / f64::from(u32::MAX)
-    })
+    random.map_or(0.5, |bytes| f64::from(u32::from_le_bytes(bytes.expose())) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -603,13 +523,7 @@ mod tests {
             lease_duration_seconds: duration_secs,
             ..LeaseSpec::default()
         };
-        Observed {
-            lease: Lease {
-                spec: Some(spec),
-                ..Lease::default()
-            },
-            since,
-        }
+        Observed { lease: Lease { spec: Some(spec), ..Lease::default() }, since }
     }
 
     #[test]
@@ -617,12 +531,7 @@ mod tests {
         let new = |duration| LeaseConfig::new("ns", "n", "me", duration).map(|_| ());
         assert_eq!(new(DURATION_MIN), Ok(()));
         assert_eq!(new(DURATION_MAX), Ok(()));
-        for bad in [
-            Duration::ZERO,
-            Duration::from_secs(2),
-            Duration::from_millis(3500),
-            DURATION_MAX * 2,
-        ] {
+        for bad in [Duration::ZERO, Duration::from_secs(2), Duration::from_millis(3500), DURATION_MAX * 2] {
             assert_eq!(new(bad), Err(LeaseConfigError::Duration), "{bad:?}");
         }
         let empty = LeaseConfig::new("", "n", "me", DURATION_MIN);
@@ -647,10 +556,7 @@ mod tests {
         assert_eq!(decide(&other, &me, at(start, 15, 15)), Step::Acquire);
         // Suspended for most of it: only the boot clock went on.
         assert_eq!(decide(&other, &me, at(start, 1, 15)), Step::Acquire);
-        assert_eq!(
-            decide(&held_by("other", Some(30), start), &me, at(start, 29, 29)),
-            Step::Wait
-        );
+        assert_eq!(decide(&held_by("other", Some(30), start), &me, at(start, 29, 29)), Step::Wait);
     }
 
     #[test]
@@ -668,19 +574,10 @@ mod tests {
     #[test]
     fn a_free_lease_is_acquired_and_ours_renewed() {
         let (me, start) = (config("me"), Moment::now());
-        assert_eq!(
-            decide(&held_by("", Some(1), start), &me, start),
-            Step::Acquire
-        );
-        let no_spec = Observed {
-            lease: Lease::default(),
-            since: start,
-        };
+        assert_eq!(decide(&held_by("", Some(1), start), &me, start), Step::Acquire);
+        let no_spec = Observed { lease: Lease::default(), since: start };
         assert_eq!(decide(&no_spec, &me, start), Step::Acquire);
-        assert_eq!(
-            decide(&held_by("me", Some(15), start), &me, at(start, 99, 99)),
-            Step::Renew
-        );
+        assert_eq!(decide(&held_by("me", Some(15), start), &me, at(start, 99, 99)), Step::Renew);
     }
 
     #[test]
@@ -690,18 +587,10 @@ mod tests {
         let later = at(start, 5, 5);
         let mut labelled = before.lease.clone();
         labelled.metadata.resource_version = Some("2".into());
-        assert_eq!(
-            observe(Some(before.clone()), labelled, later)
-                .since
-                .since(start),
-            Duration::ZERO
-        );
+        assert_eq!(observe(Some(before.clone()), labelled, later).since.since(start), Duration::ZERO);
         let mut renewed = before.lease.clone();
         renewed.spec.get_or_insert_default().renew_time = Some(MicroTime(wall()));
-        assert_eq!(
-            observe(Some(before), renewed, later).since.since(start),
-            Duration::from_secs(5)
-        );
+        assert_eq!(observe(Some(before), renewed, later).since.since(start), Duration::from_secs(5));
     }
 
     #[test]
@@ -712,21 +601,12 @@ mod tests {
         assert_eq!(first.acquire_time, Some(MicroTime(wall())));
         let later = wall() + Duration::from_secs(2);
         let renewed = held(Some(&first), &me, later);
-        assert_eq!(
-            (renewed.lease_transitions, &renewed.acquire_time),
-            (Some(0), &first.acquire_time)
-        );
+        assert_eq!((renewed.lease_transitions, &renewed.acquire_time), (Some(0), &first.acquire_time));
         assert_eq!(renewed.renew_time, Some(MicroTime(later)));
         let free = released(&renewed, later);
-        assert_eq!(
-            (free.holder_identity.as_deref(), free.lease_duration_seconds),
-            (Some(""), Some(1))
-        );
+        assert_eq!((free.holder_identity.as_deref(), free.lease_duration_seconds), (Some(""), Some(1)));
         assert_eq!(free.lease_transitions, Some(0));
-        assert_eq!(
-            held(Some(&free), &config("other"), later).lease_transitions,
-            Some(1)
-        );
+        assert_eq!(held(Some(&free), &config("other"), later).lease_transitions, Some(1));
     }
 
     #[test]
@@ -735,15 +615,9 @@ mod tests {
         let start = Moment::now();
         assert!(leadership.remaining(start).is_none());
         leadership.extend(start);
-        assert_eq!(
-            leadership.remaining(at(start, 4, 0)),
-            Some(Duration::from_secs(6))
-        );
+        assert_eq!(leadership.remaining(at(start, 4, 0)), Some(Duration::from_secs(6)));
         assert!(leadership.remaining(at(start, 10, 0)).is_none());
-        assert!(
-            leadership.remaining(at(start, 1, 10)).is_none(),
-            "suspended for 9 s"
-        );
+        assert!(leadership.remaining(at(start, 1, 10)).is_none(), "suspended for 9 s");
         leadership.end();
         assert!(!leadership.is_leader());
     }
@@ -811,12 +685,7 @@ mod tests {
                     std::future::pending::<()>().await;
                 }
                 let (parts, body) = request.into_parts();
-                assert!(
-                    parts
-                        .uri
-                        .path()
-                        .starts_with("/apis/coordination.k8s.io/v1/namespaces/ns/leases")
-                );
+                assert!(parts.uri.path().starts_with("/apis/coordination.k8s.io/v1/namespaces/ns/leases"));
                 let body = body.collect().await.unwrap().to_bytes();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
                 let (code, answer) = store.lock().unwrap().answer(&parts.method, body);
@@ -838,11 +707,7 @@ mod tests {
             let (leadership, election) = elect(client(store), config(identity), ticking);
             let shutdown = CancellationToken::new();
             let running = tokio::spawn(election.run(shutdown.clone()));
-            Self {
-                leadership,
-                shutdown,
-                running,
-            }
+            Self { leadership, shutdown, running }
         }
 
         /// How long it took until it led, or no longer did.
@@ -850,10 +715,7 @@ mod tests {
             let start = Instant::now();
             let mut changed = self.leadership.changed();
             let change = changed.wait_for(|leading| *leading == leads);
-            let _seen = time::timeout(Duration::from_mins(2), change)
-                .await
-                .unwrap()
-                .unwrap();
+            let _seen = time::timeout(Duration::from_mins(2), change).await.unwrap().unwrap();
             start.elapsed()
         }
 
@@ -876,20 +738,10 @@ mod tests {
         let created = spec(&store);
         let times = [&created["acquireTime"], &created["renewTime"]];
         for time in times.map(|time| time.as_str().unwrap()) {
-            assert_eq!(
-                time.len(),
-                "2026-01-02T03:04:05.000000Z".len(),
-                "microseconds: {time}"
-            );
+            assert_eq!(time.len(), "2026-01-02T03:04:05.000000Z".len(), "microseconds: {time}");
         }
         assert_eq!(created["holderIdentity"], "first");
-        assert_eq!(
-            (
-                &created["leaseDurationSeconds"],
-                &created["leaseTransitions"]
-            ),
-            (&json!(15), &json!(0))
-        );
+        assert_eq!((&created["leaseDurationSeconds"], &created["leaseTransitions"]), (&json!(15), &json!(0)));
         let second = Candidate::start(&store, "second");
         time::sleep(Duration::from_mins(1)).await;
         assert!(first.leadership.is_leader() && !second.leadership.is_leader());
@@ -897,10 +749,7 @@ mod tests {
         first.stop().await;
         assert_eq!(spec(&store)["holderIdentity"], "");
         assert_eq!(spec(&store)["leaseDurationSeconds"], 1);
-        assert!(
-            second.until(true).await <= Duration::from_millis(4400),
-            "a retry period and its jitter"
-        );
+        assert!(second.until(true).await <= Duration::from_millis(4400), "a retry period and its jitter");
         assert_eq!(spec(&store)["leaseTransitions"], 1);
         second.stop().await;
     }
@@ -941,11 +790,7 @@ mod tests {
             assert!(!leader.leadership.is_leader());
             (store.lock().unwrap().down, store.lock().unwrap().hangs) = (false, false);
             leader.until(true).await;
-            assert_eq!(
-                spec(&store)["leaseTransitions"],
-                0,
-                "the holder never changed"
-            );
+            assert_eq!(spec(&store)["leaseTransitions"], 0, "the holder never changed");
             leader.stop().await;
         }
     }
@@ -967,11 +812,7 @@ mod tests {
         }
         assert!(leader.until(false).await <= Duration::from_secs(2));
         leader.stop().await;
-        assert_eq!(
-            spec(&store)["holderIdentity"],
-            "thief",
-            "what is another's is not released"
-        );
+        assert_eq!(spec(&store)["holderIdentity"], "thief", "what is another's is not released");
     }
 
     #[tokio::test(start_paused = true)]
@@ -1012,25 +853,16 @@ mod tests {
         let leader = Candidate::start(&store, "leader");
         leader.until(true).await;
         leader.stop().await;
-        assert_eq!(
-            store.lock().unwrap().lease.as_ref().unwrap()["metadata"]["labels"]["team"],
-            "payments"
-        );
+        assert_eq!(store.lock().unwrap().lease.as_ref().unwrap()["metadata"]["labels"]["team"], "payments");
     }
 
     #[test]
     fn failures_are_described_without_debug_noise() {
         let (_, status) = failure(StatusCode::FORBIDDEN);
-        let refused = Failure::Api(kube::Error::Api(Box::new(
-            serde_json::from_value(status).unwrap(),
-        )));
+        let refused = Failure::Api(kube::Error::Api(Box::new(serde_json::from_value(status).unwrap())));
         assert_eq!(refused.to_string(), "403 Forbidden: scripted");
-        let unreachable =
-            kube::Error::Service(Box::new(std::io::Error::other("Connection refused")));
+        let unreachable = kube::Error::Service(Box::new(std::io::Error::other("Connection refused")));
         assert_eq!(Failure::Api(unreachable).to_string(), "Connection refused");
-        assert_eq!(
-            Failure::Timeout(Duration::from_secs(5)).to_string(),
-            "no answer within 5s"
-        );
+        assert_eq!(Failure::Timeout(Duration::from_secs(5)).to_string(), "no answer within 5s");
     }
 }

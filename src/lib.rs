@@ -1,5 +1,16 @@
 //! Keeps Money-Go access tokens fresh in Kubernetes Secrets.
 
+pub mod apply;
+pub mod caches;
+pub mod crd;
+pub mod digest;
+pub mod error;
+pub mod grants;
 pub mod lease;
+pub mod memory;
+pub mod plan;
 pub mod schedule;
+pub mod secret;
+pub mod status;
 pub mod telemetry;
+pub mod token;

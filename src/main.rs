@@ -44,10 +44,7 @@ fn start(args: Args) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow!("another TLS provider than ring is installed: this is a bug"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("no async runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     let result = runtime.block_on(run(args));
     // A resolver that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();
@@ -59,12 +56,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let signals = Signals::install()?;
     tokio::spawn(signals.obey(shutdown.clone()));
 
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!(
-            "cannot listen on {}: give another address with --listen",
-            args.listen
-        )
-    })?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}: give another address with --listen", args.listen))?;
     let address = listener.local_addr().context("no address to listen on")?;
     let Some(connected) = shutdown.run_until_cancelled(Cluster::connect()).await else {
         return Ok(());
@@ -74,12 +68,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let (probes, metrics) = (Arc::new(Probes::default()), Arc::new(Metrics::new()));
     let ends = CancellationToken::new();
-    let serving = tokio::spawn(telemetry::serve(
-        listener,
-        Arc::clone(&probes),
-        metrics,
-        ends.clone(),
-    ));
+    let serving = tokio::spawn(telemetry::serve(listener, Arc::clone(&probes), metrics, ends.clone()));
     let (leadership, election) = stand_for_election(&args, &cluster)?;
     let electing = election.map(|election| tokio::spawn(election.run(ends.clone())));
 
@@ -103,30 +92,21 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn stand_for_election(
-    args: &Args,
-    cluster: &Cluster,
-) -> anyhow::Result<(Leadership, Option<lease::Election>)> {
+fn stand_for_election(args: &Args, cluster: &Cluster) -> anyhow::Result<(Leadership, Option<lease::Election>)> {
     if !args.leader_elect {
         return Ok((Leadership::always(), None));
     }
     let namespace = args.leader_elect_namespace.as_ref().or(cluster.namespace.as_ref()).context(
         "--leader-elect needs a namespace for its Lease: outside a Pod, and with none in the kubeconfig's context, give --leader-elect-namespace",
     )?;
-    let (name, duration) = (
-        &args.leader_elect_lease_name,
-        args.leader_elect_lease_duration,
-    );
+    let (name, duration) = (&args.leader_elect_lease_name, args.leader_elect_lease_duration);
     let config = LeaseConfig::new(namespace, name, identity()?, duration)?;
     let (leadership, election) = lease::elect(cluster.client.clone(), config, wall_clock);
     Ok((leadership, Some(election)))
 }
 
 /// Only for the times that the Lease shows to people.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "TODO(controller): give the controller's clock here"
-)]
+#[expect(clippy::disallowed_methods, reason = "TODO(controller): give the controller's clock here")]
 fn wall_clock() -> Timestamp {
     Timestamp::now()
 }
@@ -137,11 +117,7 @@ fn identity() -> anyhow::Result<String> {
         .map_err(|_| anyhow!("the system gives no random bytes"))?
         .expose();
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Ok(format!(
-        "{}_{:016x}",
-        host.trim(),
-        u64::from_le_bytes(random)
-    ))
+    Ok(format!("{}_{:016x}", host.trim(), u64::from_le_bytes(random)))
 }
 
 /// The cluster that is worked on.
@@ -159,18 +135,10 @@ impl Cluster {
         config.default_retry = false;
         config.connect_timeout = Some(CLUSTER_LIMIT / 2);
         let url = config.cluster_url.clone();
-        let client = Client::try_from(config).map_err(|error| {
-            anyhow!(
-                "cannot use the cluster's configuration: {}",
-                innermost(&error)
-            )
-        })?;
+        let client = Client::try_from(config)
+            .map_err(|error| anyhow!("cannot use the cluster's configuration: {}", innermost(&error)))?;
         check_reachable(&client, &url).await?;
-        Ok(Self {
-            client,
-            url,
-            namespace,
-        })
+        Ok(Self { client, url, namespace })
     }
 }
 
@@ -178,23 +146,18 @@ impl Cluster {
 async fn cluster_config() -> anyhow::Result<(Config, Option<String>)> {
     let named = std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty());
     if !named && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        let config = Config::incluster()
-            .context("cannot use the Pod's service account: does the Pod mount its token?")?;
+        let config =
+            Config::incluster().context("cannot use the Pod's service account: does the Pod mount its token?")?;
         let namespace = config.default_namespace.clone();
         return Ok((config, Some(namespace)));
     }
     let advice = "set KUBECONFIG to the kubeconfig of the cluster, or run in a Pod";
-    let kubeconfig =
-        Kubeconfig::read().map_err(|error| anyhow!("{}: {advice}", explain(&error)))?;
+    let kubeconfig = Kubeconfig::read().map_err(|error| anyhow!("{}: {advice}", explain(&error)))?;
     let (namespace, proxy) = (context_namespace(&kubeconfig), cluster_proxy(&kubeconfig));
     let loaded = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    let mut config = loaded
-        .map_err(|error| anyhow!("cannot use the kubeconfig: {}: {advice}", explain(&error)))?;
+    let mut config = loaded.map_err(|error| anyhow!("cannot use the kubeconfig: {}: {advice}", explain(&error)))?;
     // kube takes HTTPS_PROXY here, too: that one is for Money-Go.
-    config.proxy_url = proxy
-        .map(|proxy| proxy.parse())
-        .transpose()
-        .context("the kubeconfig's proxy-url is no URL")?;
+    config.proxy_url = proxy.map(|proxy| proxy.parse()).transpose().context("the kubeconfig's proxy-url is no URL")?;
     Ok((config, namespace))
 }
 
@@ -202,38 +165,23 @@ async fn cluster_config() -> anyhow::Result<(Config, Option<String>)> {
 fn explain(error: &KubeconfigError) -> String {
     match error {
         KubeconfigError::Parse(_) => "the kubeconfig is no valid YAML of a Config".to_owned(),
-        KubeconfigError::ParseProxyUrl(_) => {
-            "a proxy's URL (proxy-url, HTTPS_PROXY) cannot be read".to_owned()
-        }
+        KubeconfigError::ParseProxyUrl(_) => "a proxy's URL (proxy-url, HTTPS_PROXY) cannot be read".to_owned(),
         other => other.to_string(),
     }
 }
 
 fn current_context(kubeconfig: &Kubeconfig) -> Option<&kube::config::Context> {
     let name = kubeconfig.current_context.as_ref()?;
-    kubeconfig
-        .contexts
-        .iter()
-        .find(|context| &context.name == name)?
-        .context
-        .as_ref()
+    kubeconfig.contexts.iter().find(|context| &context.name == name)?.context.as_ref()
 }
 
 fn context_namespace(kubeconfig: &Kubeconfig) -> Option<String> {
-    current_context(kubeconfig)?
-        .namespace
-        .clone()
-        .filter(|namespace| !namespace.is_empty())
+    current_context(kubeconfig)?.namespace.clone().filter(|namespace| !namespace.is_empty())
 }
 
 fn cluster_proxy(kubeconfig: &Kubeconfig) -> Option<String> {
     let name = &current_context(kubeconfig)?.cluster;
-    let cluster = kubeconfig
-        .clusters
-        .iter()
-        .find(|cluster| &cluster.name == name)?
-        .cluster
-        .as_ref()?;
+    let cluster = kubeconfig.clusters.iter().find(|cluster| &cluster.name == name)?.cluster.as_ref()?;
     cluster.proxy_url.clone().filter(|proxy| !proxy.is_empty())
 }
 
@@ -241,9 +189,7 @@ fn cluster_proxy(kubeconfig: &Kubeconfig) -> Option<String> {
 async fn check_reachable(client: &Client, url: &http::Uri) -> anyhow::Result<()> {
     let asked = tokio::time::timeout(CLUSTER_LIMIT, client.apiserver_version()).await;
     match asked {
-        Err(_) => bail!(
-            "cannot reach the cluster at {url}: no answer within 10 s: check the network, or KUBECONFIG"
-        ),
+        Err(_) => bail!("cannot reach the cluster at {url}: no answer within 10 s: check the network, or KUBECONFIG"),
         Ok(Err(kube::Error::Api(status))) if status.code == 401 => {
             bail!(
                 "the cluster at {url} does not accept our credentials (401): renew those in KUBECONFIG or the service account's token"
@@ -279,10 +225,7 @@ struct Signals {
 impl Signals {
     fn install() -> anyhow::Result<Self> {
         let install = |kind| signal(kind).context("cannot handle signals");
-        Ok(Self {
-            terminate: install(SignalKind::terminate())?,
-            interrupt: install(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
     }
 
     /// The first asks for an orderly stop; the second is obeyed at once.
@@ -321,17 +264,13 @@ mod tests {
         assert_eq!(context_namespace(&set).as_deref(), Some("payments"));
         assert_eq!(cluster_proxy(&set).as_deref(), Some("http://proxy:3128"));
         let unset = kubeconfig("", "");
-        assert_eq!(
-            (context_namespace(&unset), cluster_proxy(&unset)),
-            (None, None)
-        );
+        assert_eq!((context_namespace(&unset), cluster_proxy(&unset)), (None, None));
         assert_eq!(context_namespace(&Kubeconfig::default()), None);
     }
 
     #[test]
     fn a_broken_kubeconfig_is_not_quoted() {
-        let error =
-            Kubeconfig::from_yaml("users: [{name: u, user: {token: [canary]}}]").unwrap_err();
+        let error = Kubeconfig::from_yaml("users: [{name: u, user: {token: [canary]}}]").unwrap_err();
         assert!(!explain(&error).contains("canary"), "{}", explain(&error));
     }
 

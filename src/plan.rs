@@ -311,10 +311,11 @@ fn mend(o: &Observed, spec: &Resolved, life: Life) -> Option<Plan> {
 /// What is recorded of the token that is there, with what was stripped put back from the status.
 fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
     let marks = &facts.marks;
-    let remembered = o.status.observed_credentials.as_ref().map(|seen| Version {
-        uid: seen.uid.clone(),
-        resource_version: seen.resource_version.clone(),
-    });
+    let remembered = o
+        .status
+        .observed_credentials
+        .as_ref()
+        .map(|seen| Version { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() });
     Issue {
         life,
         scope: marks.scope.clone().unwrap_or_else(|| spec.scope.clone()),
@@ -332,7 +333,9 @@ fn token(o: &Observed, spec: &Resolved) -> Token {
         Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => Token::Lost(None),
         Target::Read { found: Found::Nothing, .. } => Token::None,
         Target::Read { found: Found::Altered, facts, .. } => Token::Lost(who_wrote(facts)),
-        Target::Read { found: Found::Token(life), facts, .. } if is_rolled_back(o, *life) => Token::Lost(who_wrote(facts)),
+        Target::Read { found: Found::Token(life), facts, .. } if is_rolled_back(o, *life) => {
+            Token::Lost(who_wrote(facts))
+        }
         Target::Read { found: Found::Token(life), .. } => Token::Good(*life),
     }
 }
@@ -413,7 +416,9 @@ fn credentials_changed(o: &Observed) -> Option<bool> {
         Credentials::Missing | Credentials::Read { content: Err(_) | Ok(Match::Same), .. } => Some(false),
         Credentials::Seen(version) => (is_known(version) && !is_problem_stale(o)).then_some(false),
         Credentials::Read { content: Ok(Match::Different), .. } => Some(true),
-        Credentials::Read { version, content: Ok(Match::Unknown) } => Some(!is_known(version) && marked != Some(version)),
+        Credentials::Read { version, content: Ok(Match::Unknown) } => {
+            Some(!is_known(version) && marked != Some(version))
+        }
     }
 }
 
@@ -449,9 +454,21 @@ fn credentials_problem(o: &Observed) -> Option<(Reason, String)> {
     let Ok(spec) = &o.spec else { return None };
     let (name, id, secret) = (&spec.credentials, &spec.client_id_key, &spec.client_secret_key);
     Some(match problem {
-        None => (Reason::CredentialsNotFound, format!("there is no Secret \"{name}\" in this namespace: create it with the keys \"{id}\" and \"{secret}\"")),
-        Some(CredentialsProblem::Incomplete) => (Reason::CredentialsIncomplete, format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\"")),
-        Some(CredentialsProblem::Malformed) => (Reason::CredentialsMalformed, format!("in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is empty, is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)")),
+        None => (
+            Reason::CredentialsNotFound,
+            format!(
+                "there is no Secret \"{name}\" in this namespace: create it with the keys \"{id}\" and \"{secret}\""
+            ),
+        ),
+        Some(CredentialsProblem::Incomplete) => {
+            (Reason::CredentialsIncomplete, format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\""))
+        }
+        Some(CredentialsProblem::Malformed) => (
+            Reason::CredentialsMalformed,
+            format!(
+                "in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is empty, is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)"
+            ),
+        ),
     })
 }
 
@@ -461,15 +478,31 @@ fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
     let name = &spec.target;
     match o.status.target_name.as_deref() {
         Some(earlier) if earlier != name => {
-            return obstacle(Reason::TargetImmutable, format!("target.name is immutable and was \"{earlier}\": set it back, or create another MoneyGoCredential"));
+            return obstacle(
+                Reason::TargetImmutable,
+                format!(
+                    "target.name is immutable and was \"{earlier}\": set it back, or create another MoneyGoCredential"
+                ),
+            );
         }
         _ => {}
     }
     if let Some(rival) = &o.rival {
-        return obstacle(Reason::TargetConflict, format!("the Secret \"{name}\" is the target of the MoneyGoCredential \"{rival}\": choose another target.name, or delete one of the two"));
+        return obstacle(
+            Reason::TargetConflict,
+            format!(
+                "the Secret \"{name}\" is the target of the MoneyGoCredential \"{rival}\": choose another target.name, or delete one of the two"
+            ),
+        );
     }
     if !o.claimed {
-        return obstacle(Reason::TargetConflict, format!("the Secret \"{name}\" is there and is not of this MoneyGoCredential: choose another target.name, or annotate the Secret with money-go.com/adopt={}", o.owner.name));
+        return obstacle(
+            Reason::TargetConflict,
+            format!(
+                "the Secret \"{name}\" is there and is not of this MoneyGoCredential: choose another target.name, or annotate the Secret with money-go.com/adopt={}",
+                o.owner.name
+            ),
+        );
     }
     None
 }
@@ -556,11 +589,17 @@ fn waits(o: &Observed, token: &Token) -> Option<Timestamp> {
 
 fn ready(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdict {
     match (token, obstacle) {
-        (_, Some(obstacle)) if obstacle.no_target => Verdict::new(State::False, obstacle.reason, obstacle.message.clone()),
+        (_, Some(obstacle)) if obstacle.no_target => {
+            Verdict::new(State::False, obstacle.reason, obstacle.message.clone())
+        }
         (Token::Good(life), _) if !life.is_expired(o.now) => {
             Verdict::new(State::True, Reason::TokenValid, "the Secret holds a token that has not expired")
         }
-        (Token::Good(_), _) => Verdict::new(State::False, Reason::TokenExpired, "the token has expired; the condition Refreshed says why there is no new one"),
+        (Token::Good(_), _) => Verdict::new(
+            State::False,
+            Reason::TokenExpired,
+            "the token has expired; the condition Refreshed says why there is no new one",
+        ),
         (_, Some(obstacle)) => Verdict::new(State::False, obstacle.reason, obstacle.message.clone()),
         (_, None) => absent(o, token),
     }
@@ -572,7 +611,11 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
         return Verdict::new(State::False, reason, message);
     }
     if is_suspended(o) {
-        return Verdict::new(State::False, Reason::Suspended, "there is no token, and none is asked for while spec.suspend is true");
+        return Verdict::new(
+            State::False,
+            Reason::Suspended,
+            "there is no token, and none is asked for while spec.suspend is true",
+        );
     }
     if is_immutable(o) {
         return immutable();
@@ -598,7 +641,9 @@ fn overwritten(o: &Observed, token: &Token) -> Option<Verdict> {
         return None;
     }
     let who = manager.as_deref().map_or_else(String::new, |name| format!(" (the field manager \"{name}\")"));
-    let message = format!("the token in the Secret keeps being deleted or overwritten by someone else{who}: make them stop; a new one is asked for more slowly");
+    let message = format!(
+        "the token in the Secret keeps being deleted or overwritten by someone else{who}: make them stop; a new one is asked for more slowly"
+    );
     Some(Verdict::new(State::False, Reason::TargetOverwritten, message))
 }
 
@@ -632,7 +677,9 @@ fn succeeded(o: &Observed, life: Life) -> &'static str {
         Ok(spec) if !life.repeated && spec.renew.is_cut(life.lifetime()) => {
             "the last request gave a token; its lifetime cannot hold renewBefore, which is cut to nine tenths of it"
         }
-        _ if life.repeated => "the last request gave the token that was there already; it is asked for again halfway to its end",
+        _ if life.repeated => {
+            "the last request gave the token that was there already; it is asked for again halfway to its end"
+        }
         _ => "the last request gave a token",
     }
 }
@@ -651,7 +698,11 @@ fn stalled(ready: &Verdict, refreshed: &Verdict) -> Verdict {
     if ready.state == State::False && HOPELESS.contains(&refreshed.reason) {
         return Verdict::new(State::True, refreshed.reason, refreshed.message.clone());
     }
-    Verdict::new(State::False, Reason::AsExpected, "nothing that only a change of the spec, the client or the target could mend")
+    Verdict::new(
+        State::False,
+        Reason::AsExpected,
+        "nothing that only a change of the spec, the client or the target could mend",
+    )
 }
 
 /// How urgent a grant is: the moment at which the token ends, or the object was created where there is none.
@@ -666,9 +717,8 @@ pub fn urgency(o: &Observed) -> Timestamp {
 #[must_use]
 pub fn standing_failure(o: &Observed, changed: bool) -> Option<Failure> {
     let failure = Failure::in_status(&o.status)?;
-    let others = o.credentials.version().is_some_and(|version| {
-        observed_credentials(o).is_some_and(|seen| seen != *version)
-    });
+    let others =
+        o.credentials.version().is_some_and(|version| observed_credentials(o).is_some_and(|seen| seen != *version));
     if changed || others || o.status.observed_generation != o.generation {
         return None;
     }

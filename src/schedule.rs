@@ -265,9 +265,10 @@ fn round_down(at: Timestamp, lifetime: SignedDuration) -> Timestamp {
 /// A number from 0 to 999 that only these two decide (FNV-1a: stable over releases, unlike the standard hashers).
 fn fraction_of(seed: &str, at: Timestamp) -> u32 {
     let moment = at.as_millisecond().to_be_bytes();
-    let hash = seed.bytes().chain(moment).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = seed
+        .bytes()
+        .chain(moment)
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     // The low bits of FNV mix worst.
     u32::try_from((hash >> 32) % 1000).unwrap_or(0)
 }
@@ -316,7 +317,8 @@ mod tests {
 
     #[test]
     fn percentages_count_what_is_left() {
-        let wait = |percent| life(1000).refresh_at(Renew::PercentLeft(percent), "x").duration_since(life(1000).issued_at);
+        let wait =
+            |percent| life(1000).refresh_at(Renew::PercentLeft(percent), "x").duration_since(life(1000).issued_at);
         assert!(wait(5) > SignedDuration::from_secs(854) && wait(5) <= SignedDuration::from_secs(950));
         assert!(wait(90) >= SignedDuration::from_secs(90) && wait(90) <= SignedDuration::from_secs(100));
     }
@@ -387,7 +389,8 @@ mod tests {
         let now = at("2026-01-01T00:00:00Z");
         let next = |left_secs: i64, after: Option<u64>| {
             let expiry = add(now, SignedDuration::from_secs(left_secs));
-            next_attempt(now, Backoff::Rejected, 1, after.map(Duration::from_secs), Some(expiry), "x").duration_since(now)
+            next_attempt(now, Backoff::Rejected, 1, after.map(Duration::from_secs), Some(expiry), "x")
+                .duration_since(now)
         };
         assert_eq!(next(20, None), SignedDuration::from_secs(10));
         assert_eq!(next(1, None), SignedDuration::from_secs(1));

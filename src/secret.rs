@@ -132,7 +132,10 @@ impl Applied {
     }
 
     fn keys(&self) -> impl Iterator<Item = &str> {
-        [Some(&self.token), self.authorization.as_ref(), self.expires_at.as_ref()].into_iter().flatten().map(String::as_str)
+        [Some(&self.token), self.authorization.as_ref(), self.expires_at.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
     }
 }
 
@@ -310,12 +313,19 @@ pub enum Found {
 /// With a digest the token and its deadlines prove each other. Without one, `managedFields` must show that nobody wrote
 /// the data after us, and of two accounts of the deadlines the earlier expiry is believed.
 #[must_use]
-pub fn inspect(secret: &Secret, facts: &Facts, spec: &Resolved, remembered: Option<Life>, key: Option<&DigestKey>) -> Found {
+pub fn inspect(
+    secret: &Secret,
+    facts: &Facts,
+    spec: &Resolved,
+    remembered: Option<Life>,
+    key: Option<&DigestKey>,
+) -> Found {
     let Some(token) = stored_token(secret, facts, spec) else {
         let wrote = facts.marks.applied.is_some() || facts.marks.token_digest.is_some();
         return if wrote { Found::Altered } else { Found::Nothing };
     };
-    let accounts: Vec<Life> = [facts.marks.life, remembered].into_iter().flatten().filter(|life| life.is_credible()).collect();
+    let accounts: Vec<Life> =
+        [facts.marks.life, remembered].into_iter().flatten().filter(|life| life.is_credible()).collect();
     if accounts.is_empty() && facts.marks.token_digest.is_none() && facts.marks.applied.is_none() {
         return Found::Nothing;
     }
@@ -325,7 +335,9 @@ pub fn inspect(secret: &Secret, facts: &Facts, spec: &Resolved, remembered: Opti
         Proof::Wrong => Found::Altered,
         Proof::Impossible if matches!(facts.seal, Seal::Broken(_)) => Found::Altered,
         Proof::Impossible if facts.marks.applied.is_none() && !has_our_data(secret, spec) => Found::Altered,
-        Proof::Impossible => accounts.into_iter().min_by_key(|life| life.expires_at).map_or(Found::Altered, Found::Token),
+        Proof::Impossible => {
+            accounts.into_iter().min_by_key(|life| life.expires_at).map_or(Found::Altered, Found::Token)
+        }
     }
 }
 
@@ -365,7 +377,14 @@ pub fn stored_token<'a>(secret: &'a Secret, facts: &Facts, spec: &Resolved) -> O
 /// Whether metadata is all that it should be for a token whose issue is known. `digests` tells whether there is a key to
 /// make digests with. With `owner_refused`, an owner that cannot be changed is left as it is.
 #[must_use]
-pub fn is_dressed(facts: &Facts, owner: &Owner, spec: &Resolved, life: Life, digests: bool, owner_refused: bool) -> bool {
+pub fn is_dressed(
+    facts: &Facts,
+    owner: &Owner,
+    spec: &Resolved,
+    life: Life,
+    digests: bool,
+    owner_refused: bool,
+) -> bool {
     let marks = &facts.marks;
     let labels = LABELS.iter().all(|(key, value)| facts.labels.get(*key).is_some_and(|found| found == value));
     let asked = spec.labels.iter().all(|(key, value)| facts.labels.get(key) == Some(value))
@@ -422,7 +441,8 @@ pub fn compose(
     write_annotations(meta.annotations.get_or_insert_default(), &before, spec, owner, content, key);
     if ownership == Ownership::AsWanted {
         let found = meta.owner_references.take().unwrap_or_default();
-        meta.owner_references = Some(wanted_owners(&found, owner, spec.deletion_policy)).filter(|owners| !owners.is_empty());
+        meta.owner_references =
+            Some(wanted_owners(&found, owner, spec.deletion_policy)).filter(|owners| !owners.is_empty());
     }
     secret
 }

@@ -137,7 +137,13 @@ impl Report {
         }
     }
 
-    fn condition(&self, before: &MoneyGoCredentialStatus, kind: ConditionType, verdict: &Verdict, now: Timestamp) -> Condition {
+    fn condition(
+        &self,
+        before: &MoneyGoCredentialStatus,
+        kind: ConditionType,
+        verdict: &Verdict,
+        now: Timestamp,
+    ) -> Condition {
         let stood = condition(before, kind).filter(|earlier| earlier.status == verdict.state.as_str());
         // A condition's times are whole seconds on the wire: what is written has to be what is read back.
         let whole_seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);

@@ -50,9 +50,7 @@ pub enum LogFormat {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// The level is neither a level nor a list of directives.
-    #[error(
-        "log level {0:?} is not error, warn, info, debug, trace, off or a list like info,moneygo_operator=debug"
-    )]
+    #[error("log level {0:?} is not error, warn, info, debug, trace, off or a list like info,moneygo_operator=debug")]
     Level(String),
     /// Logging was set up before.
     #[error("logging is set up already")]
@@ -68,11 +66,8 @@ impl FromStr for LogLevel {
 
     /// Stricter than `EnvFilter`, which takes a misspelt level for the name of a crate.
     fn from_str(text: &str) -> Result<Self, LogError> {
-        let plausible =
-            |part: &str| part.contains(['=', '[']) || LevelFilter::from_str(part).is_ok();
-        let named = text
-            .split(',')
-            .all(|part| !part.trim().is_empty() && plausible(part.trim()));
+        let plausible = |part: &str| part.contains(['=', '[']) || LevelFilter::from_str(part).is_ok();
+        let named = text.split(',').all(|part| !part.trim().is_empty() && plausible(part.trim()));
         if !named || EnvFilter::builder().parse(text).is_err() {
             return Err(LogError::Level(text.to_owned()));
         }
@@ -86,11 +81,8 @@ impl FromStr for LogLevel {
 /// `kube_client::config`; the watcher prints parser errors, which quote what they could not parse, below WARN; HTTP and TLS
 /// crates print headers and frames. So only what was read and found clean is let through.
 fn ceiling(target: &str) -> LevelFilter {
-    let within = |module: &str| {
-        target
-            .strip_prefix(module)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
-    };
+    let within =
+        |module: &str| target.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
     if within("moneygo_operator") {
         LevelFilter::TRACE
     } else if within("kube_client::client::builder") {
@@ -110,19 +102,12 @@ fn is_clean(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= ceiling(metadata.target())
 }
 
-fn log_layer<S, W>(
-    level: &LogLevel,
-    format: LogFormat,
-    colour: bool,
-    writer: W,
-) -> Result<impl Layer<S>, LogError>
+fn log_layer<S, W>(level: &LogLevel, format: LogFormat, colour: bool, writer: W) -> Result<impl Layer<S>, LogError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let wanted = EnvFilter::builder()
-        .parse(&level.0)
-        .map_err(|_| LogError::Level(level.0.clone()))?;
+    let wanted = EnvFilter::builder().parse(&level.0).map_err(|_| LogError::Level(level.0.clone()))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(colour).boxed(),
@@ -138,23 +123,14 @@ where
 pub fn init_logging(level: &LogLevel, format: LogFormat) -> Result<(), LogError> {
     let colour = std::io::stderr().is_terminal();
     let layer = log_layer(level, format, colour, std::io::stderr)?;
-    tracing_subscriber::registry()
-        .with(layer)
-        .try_init()
-        .map_err(|_| LogError::Twice)
+    tracing_subscriber::registry().with(layer).try_init().map_err(|_| LogError::Twice)
 }
 
 /// From here on a panic is reported with its place alone: its payload may quote a secret.
 pub fn hide_panic_payloads() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic
-            .location()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        tracing::error!(
-            place,
-            "panicked: this is a bug, please report it with this place"
-        );
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "panicked: this is a bug, please report it with this place");
     }));
 }
 
@@ -206,21 +182,13 @@ impl Metrics {
         let registry = &mut self.registry;
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
-        registry.register(
-            "token_requests",
-            "Requests to the token endpoint",
-            self.token_requests.clone(),
-        );
+        registry.register("token_requests", "Requests to the token endpoint", self.token_requests.clone());
         registry.register(
             "token_request_duration_seconds",
             "How long requests to the token endpoint took",
             self.token_request_duration_seconds.clone(),
         );
-        registry.register(
-            "secret_writes",
-            "Writes of target Secrets",
-            self.secret_writes.clone(),
-        );
+        registry.register("secret_writes", "Writes of target Secrets", self.secret_writes.clone());
         registry.register("reconcile", "Reconciliations", self.reconciles.clone());
         registry.register(
             "reconcile_duration_seconds",
@@ -282,11 +250,7 @@ pub struct Probes {
 
 impl Default for Probes {
     fn default() -> Self {
-        Self {
-            ready: AtomicBool::new(false),
-            made: Instant::now(),
-            last_beat_millis: AtomicU64::new(0),
-        }
+        Self { ready: AtomicBool::new(false), made: Instant::now(), last_beat_millis: AtomicU64::new(0) }
     }
 }
 
@@ -328,12 +292,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// Serves `/healthz`, `/readyz` and `/metrics` by GET and HEAD until `shutdown` is cancelled. One request a connection,
 /// and a limit on everything a client can hold on to.
-pub async fn serve(
-    listener: TcpListener,
-    probes: Arc<Probes>,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
     let accepting = async {
@@ -342,11 +301,9 @@ pub async fn serve(
                 return;
             };
             let stream = accept(&listener).await;
-            let (probes, metrics, stop) =
-                (Arc::clone(&probes), Arc::clone(&metrics), shutdown.clone());
+            let (probes, metrics, stop) = (Arc::clone(&probes), Arc::clone(&metrics), shutdown.clone());
             connections.spawn(async move {
-                stop.run_until_cancelled(serve_connection(stream, &probes, &metrics))
-                    .await;
+                stop.run_until_cancelled(serve_connection(stream, &probes, &metrics)).await;
                 drop(slot);
             });
         }
@@ -370,12 +327,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 
 async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Metrics) {
     let service = service_fn(async |request: Request<Incoming>| {
-        Ok::<_, Infallible>(respond(
-            request.method(),
-            request.uri().path(),
-            probes,
-            metrics,
-        ))
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), probes, metrics))
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -387,55 +339,29 @@ async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Metrics)
     drop(time::timeout(CONNECTION_LIMIT, connection).await);
 }
 
-fn respond(
-    method: &Method,
-    path: &str,
-    probes: &Probes,
-    metrics: &Metrics,
-) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, probes: &Probes, metrics: &Metrics) -> Response<Full<Bytes>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n");
-        refusal
-            .headers_mut()
-            .insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        refusal.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
         return refusal;
     }
     match path {
         "/healthz" if probes.is_alive() => answer(StatusCode::OK, TEXT, "ok\n"),
-        "/healthz" => answer(
-            StatusCode::SERVICE_UNAVAILABLE,
-            TEXT,
-            "the controller's loop has stopped\n",
-        ),
+        "/healthz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the controller's loop has stopped\n"),
         "/readyz" if probes.is_ready() => answer(StatusCode::OK, TEXT, "ok\n"),
         "/readyz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
         "/metrics" => match metrics.encode() {
             Ok(text) => answer(StatusCode::OK, OPEN_METRICS, text),
-            Err(_) => answer(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                TEXT,
-                "metrics cannot be written\n",
-            ),
+            Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "metrics cannot be written\n"),
         },
-        _ => answer(
-            StatusCode::NOT_FOUND,
-            TEXT,
-            "only /healthz, /readyz and /metrics are here\n",
-        ),
+        _ => answer(StatusCode::NOT_FOUND, TEXT, "only /healthz, /readyz and /metrics are here\n"),
     }
 }
 
-fn answer(
-    status: StatusCode,
-    content_type: &'static str,
-    body: impl Into<Bytes>,
-) -> Response<Full<Bytes>> {
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     response
 }
 
@@ -464,10 +390,7 @@ mod tests {
     fn logged(level: &str, format: LogFormat, act: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        let layer = log_layer(&level.parse().unwrap(), format, false, move || {
-            writer.clone()
-        })
-        .unwrap();
+        let layer = log_layer(&level.parse().unwrap(), format, false, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
         let bytes = lines.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -475,28 +398,18 @@ mod tests {
 
     #[test]
     fn levels_are_checked() {
-        for good in [
-            "error",
-            "info",
-            "TRACE",
-            "off",
-            "info,moneygo_operator=debug",
-            "[reconcile]=trace",
-        ] {
+        for good in ["error", "info", "TRACE", "off", "info,moneygo_operator=debug", "[reconcile]=trace"] {
             assert!(good.parse::<LogLevel>().is_ok(), "{good}");
         }
         for bad in ["", "inof", "info,", "kube=loud", "verbose,info"] {
-            assert_eq!(
-                bad.parse::<LogLevel>(),
-                Err(LogError::Level(bad.to_owned())),
-                "{bad}"
-            );
+            assert_eq!(bad.parse::<LogLevel>(), Err(LogError::Level(bad.to_owned())), "{bad}");
         }
     }
 
     #[test]
     fn what_can_hold_a_secret_is_silent_at_every_level() {
-        let everything = "trace,kube_client=trace,kube_client::client=trace,hyper=trace,h2=trace,rustls=trace,reqwest=trace";
+        let everything =
+            "trace,kube_client=trace,kube_client::client=trace,hyper=trace,h2=trace,rustls=trace,reqwest=trace";
         let log = logged(everything, LogFormat::Text, || {
             tracing::warn!(target: "kube_client::client", "canary-body");
             tracing::error!(target: "kube_client::client::auth", "canary-auth");
@@ -512,9 +425,7 @@ mod tests {
             ] {
                 level_and_target();
             }
-            let _span =
-                tracing::error_span!(target: "kube_client::client", "http", body = "canary-span")
-                    .entered();
+            let _span = tracing::error_span!(target: "kube_client::client", "http", body = "canary-span").entered();
             tracing::trace!("kept-own");
             tracing::debug!(target: "kube_client::client::builder", "kept-request");
             tracing::warn!(target: "hyper", "kept-warning");
@@ -542,10 +453,7 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&log).unwrap();
         assert_eq!(line["level"], "INFO");
         assert_eq!(line["target"], "moneygo_operator::telemetry::tests");
-        assert_eq!(
-            line["fields"],
-            serde_json::json!({"message": "hello", "answer": 42})
-        );
+        assert_eq!(line["fields"], serde_json::json!({"message": "hello", "answer": 42}));
         assert!(line["timestamp"].is_string());
     }
 
@@ -558,11 +466,7 @@ mod tests {
         metrics.set_leader(true);
         let text = metrics.encode().unwrap();
         for line in [
-            concat!(
-                "moneygo_build_info{version=\"",
-                env!("CARGO_PKG_VERSION"),
-                "\"} 1"
-            ),
+            concat!("moneygo_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "moneygo_token_requests_total{result=\"ok\"} 1",
             "moneygo_token_request_duration_seconds_sum 0.2",
             "moneygo_token_request_duration_seconds_count 1",
@@ -572,10 +476,7 @@ mod tests {
             "moneygo_leader 1",
             "# EOF",
         ] {
-            assert!(
-                text.lines().any(|found| found == line),
-                "{line} not in\n{text}"
-            );
+            assert!(text.lines().any(|found| found == line), "{line} not in\n{text}");
         }
     }
 
@@ -605,18 +506,8 @@ mod tests {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
             let address = listener.local_addr().unwrap();
             let (probes, shutdown) = (Arc::new(Probes::default()), CancellationToken::new());
-            let serving = serve(
-                listener,
-                Arc::clone(&probes),
-                Arc::new(Metrics::new()),
-                shutdown.clone(),
-            );
-            Self {
-                address,
-                probes,
-                shutdown,
-                running: tokio::spawn(serving),
-            }
+            let serving = serve(listener, Arc::clone(&probes), Arc::new(Metrics::new()), shutdown.clone());
+            Self { address, probes, shutdown, running: tokio::spawn(serving) }
         }
 
         async fn send(&self, request: &str) -> String {
@@ -624,24 +515,17 @@ mod tests {
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             let read = stream.read_to_string(&mut answer);
-            time::timeout(CONNECTION_LIMIT * 2, read)
-                .await
-                .unwrap()
-                .unwrap();
+            time::timeout(CONNECTION_LIMIT * 2, read).await.unwrap().unwrap();
             answer
         }
 
         async fn get(&self, path: &str) -> String {
-            self.send(&format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n"))
-                .await
+            self.send(&format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n")).await
         }
 
         async fn stop(self) {
             self.shutdown.cancel();
-            time::timeout(Duration::from_secs(5), self.running)
-                .await
-                .unwrap()
-                .unwrap();
+            time::timeout(Duration::from_secs(5), self.running).await.unwrap().unwrap();
         }
     }
 
@@ -651,17 +535,9 @@ mod tests {
         assert!(server.get("/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(server.get("/readyz").await.starts_with("HTTP/1.1 503"));
         server.probes.set_ready(true);
-        assert!(
-            server
-                .get("/readyz?verbose")
-                .await
-                .starts_with("HTTP/1.1 200")
-        );
+        assert!(server.get("/readyz?verbose").await.starts_with("HTTP/1.1 200"));
         let metrics = server.get("/metrics").await;
-        assert!(
-            metrics.contains(&format!("content-type: {OPEN_METRICS}")),
-            "{metrics}"
-        );
+        assert!(metrics.contains(&format!("content-type: {OPEN_METRICS}")), "{metrics}");
         assert!(metrics.ends_with("# EOF\n"), "{metrics}");
         server.stop().await;
     }
@@ -672,24 +548,11 @@ mod tests {
         for path in ["/", "/metrics/", "/debug", "/healthz/x"] {
             assert!(server.get(path).await.starts_with("HTTP/1.1 404"), "{path}");
         }
-        let post = server
-            .send("POST /healthz HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
-            .await;
-        assert!(
-            post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD"),
-            "{post}"
-        );
-        let head = server
-            .send("HEAD /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
-            .await;
-        assert!(
-            head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"),
-            "{head}"
-        );
-        let long = format!(
-            "GET /{} HTTP/1.1\r\n\r\n",
-            "x".repeat(2 * REQUEST_BYTES_MAX)
-        );
+        let post = server.send("POST /healthz HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n").await;
+        assert!(post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD"), "{post}");
+        let head = server.send("HEAD /healthz HTTP/1.1\r\nHost: here\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2 * REQUEST_BYTES_MAX));
         assert!(!server.send(&long).await.starts_with("HTTP/1.1 200"));
         server.stop().await;
     }
@@ -701,10 +564,7 @@ mod tests {
         for _ in 0..CONNECTIONS_MAX {
             idle.push(TcpStream::connect(server.address).await.unwrap());
         }
-        assert!(
-            server.get("/healthz").await.starts_with("HTTP/1.1 200"),
-            "served once the idle ones were cut off"
-        );
+        assert!(server.get("/healthz").await.starts_with("HTTP/1.1 200"), "served once the idle ones were cut off");
         let held = TcpStream::connect(server.address).await.unwrap();
         server.stop().await;
         drop(held);

@@ -20,8 +20,7 @@ fn stderr(output: &Output) -> String {
 
 /// Names a server in a kubeconfig of its own.
 fn kubeconfig(name: &str, server: SocketAddr) -> Result<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("{name}-{}.yaml", std::process::id()));
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.yaml", std::process::id()));
     let text = format!(
         "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: k, user: u}}}}], \
          clusters: [{{name: k, cluster: {{server: 'http://{server}'}}}}], users: [{{name: u, user: {{}}}}]}}"
@@ -47,11 +46,7 @@ fn answer_version(mut stream: TcpStream) -> std::io::Result<()> {
     let mut request = BufReader::new(stream.try_clone()?).lines();
     request.find(|line| line.as_ref().map_or(true, String::is_empty));
     let body = r#"{"major":"1","minor":"37","gitVersion":"v1.37.2","gitCommit":"","gitTreeState":"","buildDate":"","goVersion":"","compiler":"","platform":""}"#;
-    write!(
-        stream,
-        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 #[test]
@@ -72,27 +67,12 @@ fn variables_are_checked_as_the_flags_are() {
         ("MONEYGO_LOG_FORMAT", "xml"),
     ] {
         let output = operator().env(variable, bad).output().unwrap();
-        let flag = variable
-            .trim_start_matches("MONEYGO_")
-            .to_lowercase()
-            .replace('_', "-");
+        let flag = variable.trim_start_matches("MONEYGO_").to_lowercase().replace('_', "-");
         assert_eq!(output.status.code(), Some(2), "{variable}");
-        assert!(
-            stderr(&output).contains(&format!("--{flag}")),
-            "{variable}: {}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).contains(&format!("--{flag}")), "{variable}: {}", stderr(&output));
     }
     let mut listen = Command::new(env!("CARGO_BIN_EXE_moneygo-operator"));
-    assert_eq!(
-        listen
-            .env("MONEYGO_LISTEN", "here")
-            .output()
-            .unwrap()
-            .status
-            .code(),
-        Some(2)
-    );
+    assert_eq!(listen.env("MONEYGO_LISTEN", "here").output().unwrap().status.code(), Some(2));
 }
 
 #[test]
@@ -120,53 +100,29 @@ fn an_unreachable_cluster_is_said_in_one_line() {
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(
-        text.starts_with(&format!(
-            "error: cannot reach the cluster at http://{address}/"
-        )),
-        "{text}"
-    );
-    assert!(
-        text.contains("Connection refused") && text.contains("KUBECONFIG"),
-        "{text}"
-    );
+    assert!(text.starts_with(&format!("error: cannot reach the cluster at http://{address}/")), "{text}");
+    assert!(text.contains("Connection refused") && text.contains("KUBECONFIG"), "{text}");
 }
 
 #[test]
 fn no_configuration_and_a_broken_one_are_said_in_one_line() {
-    let broken = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("broken-{}.yaml", std::process::id()));
+    let broken = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("broken-{}.yaml", std::process::id()));
     std::fs::write(&broken, "users: [{name: u, user: {token: [canary]}}]").unwrap();
     for path in [broken, "/nowhere/kubeconfig".into()] {
-        let output = operator()
-            .arg("--log-level=trace")
-            .env("KUBECONFIG", path)
-            .output()
-            .unwrap();
+        let output = operator().arg("--log-level=trace").env("KUBECONFIG", path).output().unwrap();
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(
-            text.contains("set KUBECONFIG") && !text.contains("canary"),
-            "{text}"
-        );
+        assert!(text.contains("set KUBECONFIG") && !text.contains("canary"), "{text}");
     }
 }
 
 #[test]
 fn an_election_needs_a_namespace() {
     let path = kubeconfig("no-namespace", api_server().unwrap()).unwrap();
-    let output = operator()
-        .args(["--leader-elect", "--log-level=off"])
-        .env("KUBECONFIG", path)
-        .output()
-        .unwrap();
+    let output = operator().args(["--leader-elect", "--log-level=off"]).env("KUBECONFIG", path).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("--leader-elect-namespace"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("--leader-elect-namespace"), "{}", stderr(&output));
 }
 
 #[test]
@@ -175,10 +131,7 @@ fn help_and_version_end_well() {
     assert!(help.status.success());
     assert!(String::from_utf8_lossy(&help.stdout).contains("MONEYGO_TOKEN_URL"));
     let version = operator().arg("--version").output().unwrap();
-    assert_eq!(
-        version.stdout,
-        concat!("moneygo-operator ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()
-    );
+    assert_eq!(version.stdout, concat!("moneygo-operator ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
 }
 
 /// Ends the process, whatever becomes of the test.
@@ -198,11 +151,7 @@ fn it_serves_and_stops_on_a_signal() {
     let proxy = format!("http://{}", nobody().unwrap());
     for signal in ["TERM", "INT"] {
         let mut command = operator();
-        command
-            .arg("--log-format=json")
-            .env("KUBECONFIG", &path)
-            .env("HTTPS_PROXY", &proxy)
-            .stderr(Stdio::piped());
+        command.arg("--log-format=json").env("KUBECONFIG", &path).env("HTTPS_PROXY", &proxy).stderr(Stdio::piped());
         serves_and_stops(&mut command, signal).unwrap();
     }
 }
@@ -223,16 +172,9 @@ fn serves_and_stops(command: &mut Command, signal: &str) -> Result<()> {
 
     let asked = Instant::now();
     let kill = format!("kill -{signal} {}", operator.0.id());
-    ensure!(
-        Command::new("sh").args(["-c", &kill]).status()?.success(),
-        "no signal sent"
-    );
+    ensure!(Command::new("sh").args(["-c", &kill]).status()?.success(), "no signal sent");
     let status = operator.0.wait()?;
     ensure!(status.success(), "{status}");
-    ensure!(
-        asked.elapsed() < Duration::from_secs(5),
-        "took {:?}",
-        asked.elapsed()
-    );
+    ensure!(asked.elapsed() < Duration::from_secs(5), "took {:?}", asked.elapsed());
     Ok(())
 }

@@ -1,11 +1,6 @@
 //! Good and bad manifests: what the API server says to each, and that the code, which repeats the checks, agrees.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that cannot go on has failed"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::time::Duration;
 
@@ -29,30 +24,15 @@ struct Case {
 }
 
 fn good(name: &'static str, spec: Value) -> Case {
-    Case {
-        name,
-        spec,
-        refusal: None,
-        code_refuses: false,
-    }
+    Case { name, spec, refusal: None, code_refuses: false }
 }
 
 fn bad(name: &'static str, spec: Value, refusal: &'static str) -> Case {
-    Case {
-        name,
-        spec,
-        refusal: Some(refusal),
-        code_refuses: true,
-    }
+    Case { name, spec, refusal: Some(refusal), code_refuses: true }
 }
 
 fn bad_for_the_server(name: &'static str, spec: Value, refusal: &'static str) -> Case {
-    Case {
-        name,
-        spec,
-        refusal: Some(refusal),
-        code_refuses: false,
-    }
+    Case { name, spec, refusal: Some(refusal), code_refuses: false }
 }
 
 fn with(field: &str, value: Value) -> Value {
@@ -74,10 +54,7 @@ fn renew_before(text: &str) -> Value {
 }
 
 fn many(count: usize) -> Value {
-    (0..count)
-        .map(|n| (format!("k{n}"), Value::from("v")))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+    (0..count).map(|n| (format!("k{n}"), Value::from("v"))).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn cases() -> Vec<Case> {
@@ -243,9 +220,7 @@ fn samples() -> Vec<Value> {
 }
 
 fn documents(text: &str) -> Vec<Value> {
-    serde_yaml::Deserializer::from_str(text)
-        .map(|document| Value::deserialize(document).unwrap())
-        .collect()
+    serde_yaml::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap()).collect()
 }
 
 fn object(spec: &Value) -> Value {
@@ -253,19 +228,13 @@ fn object(spec: &Value) -> Value {
 }
 
 fn code_accepts(spec: &Value) -> bool {
-    serde_json::from_value::<MoneyGoCredential>(object(spec))
-        .is_ok_and(|credential| credential.resolve().is_ok())
+    serde_json::from_value::<MoneyGoCredential>(object(spec)).is_ok_and(|credential| credential.resolve().is_ok())
 }
 
 #[test]
 fn the_code_agrees() {
     for case in cases() {
-        assert_eq!(
-            code_accepts(&case.spec),
-            !case.code_refuses,
-            "{}",
-            case.name
-        );
+        assert_eq!(code_accepts(&case.spec), !case.code_refuses, "{}", case.name);
     }
 }
 
@@ -284,17 +253,11 @@ fn the_samples_are_good() {
 #[tokio::test]
 #[ignore = "needs a cluster in KUBECONFIG: it installs the CRD and uses the namespace default"]
 async fn the_api_server_agrees() {
-    let client = Client::try_default()
-        .await
-        .expect("a cluster in KUBECONFIG");
+    let client = Client::try_default().await.expect("a cluster in KUBECONFIG");
     let credentials = Api::<MoneyGoCredential>::namespaced(client.clone(), "default");
     // A run that failed may have left it.
     let _ = credentials
-        .patch(
-            "old",
-            &PatchParams::default(),
-            &Patch::Merge(json!({"metadata": {"finalizers": null}})),
-        )
+        .patch("old", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"finalizers": null}})))
         .await;
     for name in ["old", "object"] {
         let _ = credentials.delete(name, &DeleteParams::default()).await;
@@ -323,37 +286,16 @@ async fn the_api_server_agrees() {
 async fn install(client: &Client, definition: &CustomResourceDefinition) {
     let definitions = Api::<CustomResourceDefinition>::all(client.clone());
     let name = definition.name_any();
-    definitions
-        .patch(
-            &name,
-            &PatchParams::apply("test").force(),
-            &Patch::Apply(definition),
-        )
-        .await
-        .unwrap();
+    definitions.patch(&name, &PatchParams::apply("test").force(), &Patch::Apply(definition)).await.unwrap();
     let established = await_condition(definitions, &name, is_crd_established());
-    tokio::time::timeout(Duration::from_secs(30), established)
-        .await
-        .expect("the CRD is taken up")
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(30), established).await.expect("the CRD is taken up").unwrap();
 }
 
 /// The CRD as it was before it had rules on the object and on the spec.
 fn without_rules(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
-    let root = definition.spec.versions[0]
-        .schema
-        .as_mut()
-        .unwrap()
-        .open_api_v3_schema
-        .as_mut()
-        .unwrap();
+    let root = definition.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
     root.x_kubernetes_validations = None;
-    root.properties
-        .as_mut()
-        .unwrap()
-        .get_mut("spec")
-        .unwrap()
-        .x_kubernetes_validations = None;
+    root.properties.as_mut().unwrap().get_mut("spec").unwrap().x_kubernetes_validations = None;
     definition
 }
 
@@ -390,57 +332,29 @@ async fn an_old_object_is_not_stuck(credentials: &Api<MoneyGoCredential>, old: &
     assert!(old.resolve().is_err(), "the code refuses it, too");
     let params = PatchParams::default();
     let status = json!({"status": {"observedGeneration": 1, "targetName": "old"}});
-    credentials
-        .patch_status("old", &params, &Patch::Merge(status))
-        .await
-        .expect("its status can be written");
+    credentials.patch_status("old", &params, &Patch::Merge(status)).await.expect("its status can be written");
     let other_change = json!({"spec": {"scope": "other"}});
-    let refused = credentials
-        .patch("old", &params, &Patch::Merge(other_change))
-        .await;
+    let refused = credentials.patch("old", &params, &Patch::Merge(other_change)).await;
     assert!(refused.unwrap_err().to_string().contains("set target.name"));
     let release = json!({"metadata": {"finalizers": null}});
-    credentials
-        .patch("old", &params, &Patch::Merge(release))
-        .await
-        .expect("a finalizer can be removed");
-    credentials
-        .delete("old", &DeleteParams::default())
-        .await
-        .unwrap();
+    credentials.patch("old", &params, &Patch::Merge(release)).await.expect("a finalizer can be removed");
+    credentials.delete("old", &DeleteParams::default()).await.unwrap();
 }
 
 async fn the_target_name_is_immutable(credentials: &Api<MoneyGoCredential>) {
     let created = object(&json!({"credentialsRef": {"name": "client"}}));
-    credentials
-        .create(
-            &PostParams::default(),
-            &serde_json::from_value(created).unwrap(),
-        )
-        .await
-        .unwrap();
+    credentials.create(&PostParams::default(), &serde_json::from_value(created).unwrap()).await.unwrap();
     for (spec, refused) in [
         (json!({"target": {"name": "object"}}), false),
-        (
-            json!({"target": {"accessTokenKey": "token"}, "scope": "other"}),
-            false,
-        ),
+        (json!({"target": {"accessTokenKey": "token"}, "scope": "other"}), false),
         (json!({"target": {"name": "other"}}), true),
-        (
-            json!({"target": {"name": null}, "credentialsRef": {"name": "object"}}),
-            true,
-        ),
+        (json!({"target": {"name": null}, "credentialsRef": {"name": "object"}}), true),
     ] {
         let patch = Patch::Merge(json!({"spec": spec}));
-        let answer = credentials
-            .patch("object", &PatchParams::default().dry_run(), &patch)
-            .await;
+        let answer = credentials.patch("object", &PatchParams::default().dry_run(), &patch).await;
         assert_eq!(answer.is_err(), refused, "{spec}");
     }
-    credentials
-        .delete("object", &DeleteParams::default())
-        .await
-        .unwrap();
+    credentials.delete("object", &DeleteParams::default()).await.unwrap();
 }
 
 async fn post(client: &Client, spec: &Value) -> Result<(), String> {
@@ -450,9 +364,7 @@ async fn post(client: &Client, spec: &Value) -> Result<(), String> {
 /// Creates an object as `kubectl create --dry-run=server` does, refusing unknown fields.
 async fn create_dry(client: &Client, object: &Value) -> Result<(), String> {
     let folder = match object["kind"].as_str() {
-        Some("MoneyGoCredential") => {
-            "/apis/money-go.com/v1alpha1/namespaces/default/moneygocredentials"
-        }
+        Some("MoneyGoCredential") => "/apis/money-go.com/v1alpha1/namespaces/default/moneygocredentials",
         Some("Secret") => "/api/v1/namespaces/default/secrets",
         Some("Pod") => "/api/v1/namespaces/default/pods",
         kind => panic!("no path for {kind:?}"),

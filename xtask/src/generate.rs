@@ -26,8 +26,7 @@ pub fn write(checkout: &Path) -> anyhow::Result<()> {
     for (path, text) in stale(checkout)? {
         let file = checkout.join(&path);
         if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         println!("wrote {}", path.display());
@@ -37,23 +36,15 @@ pub fn write(checkout: &Path) -> anyhow::Result<()> {
 
 /// Fails if a generated file is stale.
 pub fn check(checkout: &Path) -> anyhow::Result<()> {
-    let stale: Vec<_> = stale(checkout)?
-        .into_iter()
-        .map(|(path, _)| path.display().to_string())
-        .collect();
-    ensure!(
-        stale.is_empty(),
-        "stale: {}; run `cargo xtask gen` and commit the result",
-        stale.join(", ")
-    );
+    let stale: Vec<_> = stale(checkout)?.into_iter().map(|(path, _)| path.display().to_string()).collect();
+    ensure!(stale.is_empty(), "stale: {}; run `cargo xtask gen` and commit the result", stale.join(", "));
     Ok(())
 }
 
 /// The generated files that are missing or differ, as they should be.
 fn stale(checkout: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let mut files = generated()?;
-    files
-        .retain(|(path, text)| fs::read_to_string(checkout.join(path)).ok().as_ref() != Some(text));
+    files.retain(|(path, text)| fs::read_to_string(checkout.join(path)).ok().as_ref() != Some(text));
     Ok(files)
 }
 
@@ -63,24 +54,14 @@ fn generated() -> anyhow::Result<Vec<(PathBuf, String)>> {
     let manifest = format!("{}{}", crd::GENERATED, serde_yaml::to_string(&definition)?);
     // A chart's copy of the CRD belongs here: one more path with the same manifest.
     let copies = ["crds/moneygocredentials.money-go.com.yaml"];
-    let mut files: Vec<_> = copies
-        .into_iter()
-        .map(|path| (path.into(), manifest.clone()))
-        .collect();
+    let mut files: Vec<_> = copies.into_iter().map(|path| (path.into(), manifest.clone())).collect();
     files.push(("docs/api.md".into(), api_document(&definition)?));
     Ok(files)
 }
 
 fn api_document(definition: &CustomResourceDefinition) -> anyhow::Result<String> {
-    let version = definition
-        .spec
-        .versions
-        .first()
-        .context("the CRD has no version")?;
-    let root = version
-        .schema
-        .as_ref()
-        .and_then(|schema| schema.open_api_v3_schema.as_ref());
+    let version = definition.spec.versions.first().context("the CRD has no version")?;
+    let root = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
     let root = root.context("the CRD has no schema")?;
     let mut text = String::from(API_HEADER);
     spec_section(&mut text, root)?;
@@ -93,49 +74,22 @@ fn api_document(definition: &CustomResourceDefinition) -> anyhow::Result<String>
 
 fn spec_section(text: &mut String, root: &JSONSchemaProps) -> anyhow::Result<()> {
     let fields = fields_of(root, "spec");
-    writeln!(
-        text,
-        "\n## Spec\n\n| field | type | where unset | limits | what it is |\n|---|---|---|---|---|"
-    )?;
+    writeln!(text, "\n## Spec\n\n| field | type | where unset | limits | what it is |\n|---|---|---|---|---|")?;
     for field in &fields {
-        let Field {
-            path,
-            schema,
-            required,
-        } = field;
-        let unset = if *required {
-            "required"
-        } else {
-            default_in(description(schema))
-        };
-        let row = [
-            &format!("`{path}`"),
-            &type_of(schema),
-            unset,
-            &limits_of(schema),
-            description(schema),
-        ];
+        let Field { path, schema, required } = field;
+        let unset = if *required { "required" } else { default_in(description(schema)) };
+        let row = [&format!("`{path}`"), &type_of(schema), unset, &limits_of(schema), description(schema)];
         table_row(text, row)?;
     }
     writeln!(text, "\nWhat the API server also checks:\n")?;
     let rules = |path: &str, schema: &JSONSchemaProps| -> Vec<String> {
         let rules = schema.x_kubernetes_validations.iter().flatten();
-        rules
-            .map(|rule| rule_line(path, rule.field_path.as_deref(), rule.message.as_deref()))
-            .collect()
+        rules.map(|rule| rule_line(path, rule.field_path.as_deref(), rule.message.as_deref())).collect()
     };
-    let spec = root
-        .properties
-        .iter()
-        .flatten()
-        .find(|(name, _)| *name == "spec");
+    let spec = root.properties.iter().flatten().find(|(name, _)| *name == "spec");
     let mut lines = rules("", root);
     lines.extend(spec.into_iter().flat_map(|(name, spec)| rules(name, spec)));
-    lines.extend(
-        fields
-            .iter()
-            .flat_map(|field| rules(&field.path, field.schema)),
-    );
+    lines.extend(fields.iter().flat_map(|field| rules(&field.path, field.schema)));
     for line in lines {
         writeln!(text, "- {line}")?;
     }
@@ -144,59 +98,31 @@ fn spec_section(text: &mut String, root: &JSONSchemaProps) -> anyhow::Result<()>
 
 fn rule_line(path: &str, field: Option<&str>, message: Option<&str>) -> String {
     let field = format!("{path}{}", field.unwrap_or_default());
-    format!(
-        "`{}`: {}.",
-        field.trim_start_matches('.'),
-        message.unwrap_or_default()
-    )
+    format!("`{}`: {}.", field.trim_start_matches('.'), message.unwrap_or_default())
 }
 
 fn status_section(text: &mut String, root: &JSONSchemaProps) -> anyhow::Result<()> {
-    writeln!(
-        text,
-        "\n## Status\n\n| field | type | what it is |\n|---|---|---|"
-    )?;
+    writeln!(text, "\n## Status\n\n| field | type | what it is |\n|---|---|---|")?;
     for Field { path, schema, .. } in fields_of(root, "status") {
-        table_row(
-            text,
-            [&format!("`{path}`"), &type_of(schema), description(schema)],
-        )?;
+        table_row(text, [&format!("`{path}`"), &type_of(schema), description(schema)])?;
     }
     Ok(())
 }
 
 fn condition_section(text: &mut String) -> anyhow::Result<()> {
-    writeln!(
-        text,
-        "\n## Conditions\n\n| type | what True means |\n|---|---|"
-    )?;
+    writeln!(text, "\n## Conditions\n\n| type | what True means |\n|---|---|")?;
     for condition in ConditionType::ALL {
-        table_row(
-            text,
-            [
-                &format!("`{}`", condition.as_str()),
-                condition.description(),
-            ],
-        )?;
+        table_row(text, [&format!("`{}`", condition.as_str()), condition.description()])?;
     }
-    writeln!(
-        text,
-        "\n| reason | what it means, and what to do |\n|---|---|"
-    )?;
+    writeln!(text, "\n| reason | what it means, and what to do |\n|---|---|")?;
     for reason in Reason::ALL {
-        table_row(
-            text,
-            [&format!("`{}`", reason.as_str()), reason.description()],
-        )?;
+        table_row(text, [&format!("`{}`", reason.as_str()), reason.description()])?;
     }
     Ok(())
 }
 
 fn annotation_section(text: &mut String) -> anyhow::Result<()> {
-    writeln!(
-        text,
-        "\n## Annotations\n\n| annotation | on | what it is |\n|---|---|---|"
-    )?;
+    writeln!(text, "\n## Annotations\n\n| annotation | on | what it is |\n|---|---|---|")?;
     for (key, place, description) in annotation::ALL {
         table_row(text, [&format!("`{key}`"), *place, *description])?;
     }
@@ -212,11 +138,7 @@ struct Field<'a> {
 /// The fields under a property of the object, each after the one that holds it.
 fn fields_of<'a>(root: &'a JSONSchemaProps, property: &str) -> Vec<Field<'a>> {
     let mut fields = Vec::new();
-    if let Some(schema) = root
-        .properties
-        .as_ref()
-        .and_then(|properties| properties.get(property))
-    {
+    if let Some(schema) = root.properties.as_ref().and_then(|properties| properties.get(property)) {
         collect_fields(&mut fields, property, schema);
     }
     fields
@@ -225,16 +147,8 @@ fn fields_of<'a>(root: &'a JSONSchemaProps, property: &str) -> Vec<Field<'a>> {
 fn collect_fields<'a>(fields: &mut Vec<Field<'a>>, path: &str, schema: &'a JSONSchemaProps) {
     for (name, property) in schema.properties.iter().flatten() {
         let path = format!("{path}.{name}");
-        let required = schema
-            .required
-            .iter()
-            .flatten()
-            .any(|required| required == name);
-        fields.push(Field {
-            path: path.clone(),
-            schema: property,
-            required,
-        });
+        let required = schema.required.iter().flatten().any(|required| required == name);
+        fields.push(Field { path: path.clone(), schema: property, required });
         collect_fields(fields, &path, property);
         if let Some(JSONSchemaPropsOrArray::Schema(items)) = &property.items {
             collect_fields(fields, &format!("{path}[]"), items);
@@ -256,10 +170,7 @@ fn default_in(description: &str) -> &str {
 
 fn type_of(schema: &JSONSchemaProps) -> String {
     let name = schema.type_.as_deref().unwrap_or_default();
-    if matches!(
-        &schema.additional_properties,
-        Some(JSONSchemaPropsOrBool::Schema(_))
-    ) {
+    if matches!(&schema.additional_properties, Some(JSONSchemaPropsOrBool::Schema(_))) {
         return "map of strings".into();
     }
     match schema.format.as_deref() {
@@ -275,22 +186,9 @@ fn limits_of(schema: &JSONSchemaProps) -> String {
         limits.push(values.join(" or "));
     }
     limits.extend(range_of(schema.minimum, schema.maximum, ""));
-    limits.extend(range_of(
-        schema.min_length,
-        schema.max_length,
-        " characters",
-    ));
-    limits.extend(
-        schema
-            .max_properties
-            .map(|max| format!("at most {max} entries")),
-    );
-    limits.extend(
-        schema
-            .pattern
-            .as_ref()
-            .map(|pattern| format!("`{pattern}`")),
-    );
+    limits.extend(range_of(schema.min_length, schema.max_length, " characters"));
+    limits.extend(schema.max_properties.map(|max| format!("at most {max} entries")));
+    limits.extend(schema.pattern.as_ref().map(|pattern| format!("`{pattern}`")));
     if let Some(JSONSchemaPropsOrBool::Schema(value)) = &schema.additional_properties {
         limits.push(format!("values: {}", limits_of(value)));
     }
@@ -332,23 +230,10 @@ mod tests {
     #[test]
     fn every_field_is_described() -> anyhow::Result<()> {
         let definition = crd::crd();
-        let schema = definition
-            .spec
-            .versions
-            .first()
-            .and_then(|version| version.schema.as_ref());
-        let root = schema
-            .and_then(|schema| schema.open_api_v3_schema.as_ref())
-            .context("no schema")?;
-        for field in fields_of(root, "spec")
-            .into_iter()
-            .chain(fields_of(root, "status"))
-        {
-            assert!(
-                !description(field.schema).is_empty(),
-                "{} has no description",
-                field.path
-            );
+        let schema = definition.spec.versions.first().and_then(|version| version.schema.as_ref());
+        let root = schema.and_then(|schema| schema.open_api_v3_schema.as_ref()).context("no schema")?;
+        for field in fields_of(root, "spec").into_iter().chain(fields_of(root, "status")) {
+            assert!(!description(field.schema).is_empty(), "{} has no description", field.path);
         }
         Ok(())
     }
