@@ -41,14 +41,9 @@ impl Leash {
     /// If there is no `sh`, or if the folder exists or cannot be created.
     pub fn new(folder: PathBuf) -> io::Result<Self> {
         let group = until_end_of_input("read -r _", &[])?;
-        let sweeper =
-            until_end_of_input(SWEEPER, &[group.id().to_string().as_ref(), folder.as_ref()])?;
+        let sweeper = until_end_of_input(SWEEPER, &[group.id().to_string().as_ref(), folder.as_ref()])?;
         // Only now: the sweeper must be there before there is something to sweep.
-        let leash = Self {
-            folder,
-            group,
-            sweeper,
-        };
+        let leash = Self { folder, group, sweeper };
         DirBuilder::new().mode(0o700).create(&leash.folder)?;
         Ok(leash)
     }

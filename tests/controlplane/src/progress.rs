@@ -19,12 +19,7 @@ pub struct Progress {
 impl Progress {
     /// Begins a step. Prints nothing yet: a step that is over at once needs no words.
     pub fn new(step: impl Into<String>) -> Self {
-        Self {
-            step: step.into(),
-            started: Instant::now(),
-            printed: None,
-            terminal: stderr().is_terminal(),
-        }
+        Self { step: step.into(), started: Instant::now(), printed: None, terminal: stderr().is_terminal() }
     }
 
     /// Shows the time that has passed and what is being done right now. Cheap enough to be called in a loop.
@@ -41,22 +36,14 @@ impl Progress {
     /// Ends the step with a last line, if it was ever shown.
     pub fn done(mut self) {
         if self.printed.take().is_some() {
-            self.print(&format!(
-                "{}: done in {}",
-                self.step,
-                clock(self.started.elapsed())
-            ));
+            self.print(&format!("{}: done in {}", self.step, clock(self.started.elapsed())));
         }
         self.end_line();
     }
 
     // Standard error is written to directly: `eprint!` would be captured by the test harness until the test is over.
     fn print(&self, line: &str) {
-        let (before, after) = if self.terminal {
-            ("\r\x1b[2K", "")
-        } else {
-            ("", "\n")
-        };
+        let (before, after) = if self.terminal { ("\r\x1b[2K", "") } else { ("", "\n") };
         let _ = write!(stderr(), "{before}{line}{after}");
         let _ = stderr().flush();
     }
