@@ -51,6 +51,7 @@ pub struct ControlPlane {
     credentials: Credentials,
     ports: Ports,
     users: AtomicUsize,
+    installing: tokio::sync::Mutex<()>,
     leash: Leash,
 }
 
@@ -115,6 +116,7 @@ impl ControlPlane {
             credentials,
             ports,
             users: AtomicUsize::new(0),
+            installing: tokio::sync::Mutex::default(),
             leash,
         };
         started.await_ready(async || started.etcd_listens()).await?;
@@ -198,6 +200,8 @@ impl ControlPlane {
             .context("the manifest has no name")?;
         let admin = self.admin().await?;
         let definitions: Api<CustomResourceDefinition> = Api::all(admin.clone());
+        // Tests that begin together all want it: one is enough to start the controllers again.
+        let _alone = self.installing.lock().await;
         let before = definitions.get_opt(name).await?;
         let params = PatchParams::apply("moneygo-controlplane").force();
         let installed = definitions
