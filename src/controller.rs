@@ -11,12 +11,12 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::core::PartialObjectMeta;
 use kube::core::error_boundary::InvalidObject;
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::reflector;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::WatchStreamExt as _;
-use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -265,7 +265,8 @@ impl Context {
     async fn watch_secrets(self: Arc<Self>, scope: Option<String>, listed: tokio::sync::oneshot::Sender<()>) {
         let mut listed = Some(listed);
         let events =
-            watcher::watcher(self.api::<PartialObjectMeta<Secret>>(scope.as_deref()), watcher::Config::default()).default_backoff();
+            watcher::watcher(self.api::<PartialObjectMeta<Secret>>(scope.as_deref()), watcher::Config::default())
+                .default_backoff();
         follow("Secrets", events, |event| {
             let is_whole = matches!(event, Event::InitDone);
             self.call_all(self.caches.fold_secret(event));

@@ -128,7 +128,9 @@ fn settings(
     };
     let own_namespace = args.leader_elect_namespace.clone().or_else(|| cluster.namespace.clone());
     if own_namespace.is_none() {
-        tracing::warn!("no namespace of its own (no Pod, none in the kubeconfig's context, no --leader-elect-namespace): without a key for digests, changes are noticed less exactly");
+        tracing::warn!(
+            "no namespace of its own (no Pod, none in the kubeconfig's context, no --leader-elect-namespace): without a key for digests, changes are noticed less exactly"
+        );
     }
     Ok(Settings {
         client: cluster.client.clone(),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -76,7 +76,7 @@ impl Binaries {
     /// If Go is needed and missing, if the build fails, or if the cache cannot be written.
     pub fn locate(release: &Release) -> Result<Self> {
         if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty()) {
-            return Self::from_assets(Path::new(&assets), release);
+            return Self::from_assets(&absolute(assets)?, release);
         }
         let folder = built(release, &[ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL])?;
         Ok(Self::within(&folder, &folder))
@@ -127,10 +127,11 @@ fn missing<'a>(folder: &Path, wanted: &'a [Executable]) -> Vec<&'a Executable> {
 
 fn cache() -> Result<PathBuf> {
     let set = |variable| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("MONEYGO_CACHE_DIR")
+    let folder = set("MONEYGO_CACHE_DIR")
         .or_else(|| set("XDG_CACHE_HOME").map(|caches| caches.join("moneygo-operator")))
         .or_else(|| set("HOME").map(|home| home.join(".cache/moneygo-operator")))
-        .context("no folder for the servers' executables: set MONEYGO_CACHE_DIR, or HOME")
+        .context("no folder for the servers' executables: set MONEYGO_CACHE_DIR, or HOME")?;
+    Ok(absolute(folder)?)
 }
 
 /// Names all that the executables depend on, so that a cached one is never stale.
@@ -177,7 +178,10 @@ fn build(release: &Release, missing: &[&Executable], target: &Path) -> Result<()
         .current_dir(release.module)
         .envs([("CGO_ENABLED", "0"), ("GOWORK", "off")])
         // Go leaves its own temporary files behind when it is killed.
-        .env("GOTMPDIR", leash.folder());
+        .env("GOTMPDIR", leash.folder())
+        // The servers are for this machine, whatever else is being built.
+        .env_remove("GOOS")
+        .env_remove("GOARCH");
     run(leash.tie(&mut go), release)?;
     for executable in missing {
         fs::rename(leash.folder().join(executable.built_as), target.join(executable.name))
@@ -199,24 +203,26 @@ fn run(go: &mut Command, release: &Release) -> Result<()> {
             BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
     }
-    let last_lines = follow(&lines, Progress::new(format!("Building Kubernetes {}, once", release.version)));
+    let mut progress = Progress::new(format!("Building Kubernetes {}, once", release.version));
+    let last_lines = follow(&lines, &mut progress);
     let status = child.wait().context("cannot wait for go")?;
     ensure!(
         status.success(),
         "go build of the Kubernetes servers failed ({status}; it needs Go >= 1.26):\n{}",
         last_lines.join("\n")
     );
+    progress.done();
     Ok(())
 }
 
 /// Shows what `go build -v` says: a line for each package that it compiles. Returns the last lines.
-fn follow(lines: &Receiver<String>, mut progress: Progress) -> Vec<String> {
+fn follow(lines: &Receiver<String>, progress: &mut Progress) -> Vec<String> {
     let mut last_lines = VecDeque::with_capacity(ERROR_LINES + 1);
     let mut count: usize = 0;
     loop {
         match lines.recv_timeout(TICK) {
             Ok(line) => {
-                count += 1;
+                count += usize::from(!line.starts_with("go: "));
                 last_lines.push_back(line);
                 if last_lines.len() > ERROR_LINES {
                     last_lines.pop_front();
@@ -227,6 +233,5 @@ fn follow(lines: &Receiver<String>, mut progress: Progress) -> Vec<String> {
         }
         progress.show(&format!("{count} packages, {}", last_lines.back().map_or("", String::as_str)));
     }
-    progress.done();
     last_lines.into()
 }

@@ -51,6 +51,7 @@ pub struct ControlPlane {
     credentials: Credentials,
     ports: Ports,
     users: AtomicUsize,
+    installing: tokio::sync::Mutex<()>,
     leash: Leash,
 }
 
@@ -101,7 +102,15 @@ impl ControlPlane {
 
         let etcd = Server::spawn("etcd", etcd_command(&binaries, &ports, leash.folder()), &leash)?;
         let servers = Mutex::new(Servers { etcd, apiserver: None, controllers: None });
-        let started = Self { servers, binaries, credentials, ports, users: AtomicUsize::new(0), leash };
+        let started = Self {
+            servers,
+            binaries,
+            credentials,
+            ports,
+            users: AtomicUsize::new(0),
+            installing: tokio::sync::Mutex::default(),
+            leash,
+        };
         started.await_ready(async || started.etcd_listens()).await?;
         started.start_apiserver().await?;
         Ok(started)
@@ -172,6 +181,8 @@ impl ControlPlane {
         let name = manifest["metadata"]["name"].as_str().context("the manifest has no name")?;
         let admin = self.admin().await?;
         let definitions: Api<CustomResourceDefinition> = Api::all(admin.clone());
+        // Tests that begin together all want it: one is enough to start the controllers again.
+        let _alone = self.installing.lock().await;
         let before = definitions.get_opt(name).await?;
         let params = PatchParams::apply("moneygo-controlplane").force();
         let installed = definitions.patch(name, &params, &Patch::Apply(&manifest)).await?;

@@ -34,11 +34,10 @@ impl Progress {
     }
 
     /// Ends the step with a last line, if it was ever shown.
-    pub fn done(mut self) {
-        if self.printed.take().is_some() {
+    pub fn done(self) {
+        if self.printed.is_some() {
             self.print(&format!("{}: done in {}", self.step, clock(self.started.elapsed())));
         }
-        self.end_line();
     }
 
     // Standard error is written to directly: `eprint!` would be captured by the test harness until the test is over.
@@ -47,9 +46,12 @@ impl Progress {
         let _ = write!(stderr(), "{before}{line}{after}");
         let _ = stderr().flush();
     }
+}
 
-    fn end_line(&self) {
-        if self.terminal {
+impl Drop for Progress {
+    /// Whatever is printed next, an error perhaps, begins on a line of its own.
+    fn drop(&mut self) {
+        if self.terminal && self.printed.is_some() {
             let _ = writeln!(stderr());
         }
     }
