@@ -31,7 +31,7 @@ use crate::events::{Notice, Notices};
 use crate::grants::{Blame, Grants, Permit};
 use crate::lease::Leadership;
 use crate::memory::{Attempt, HeldToken, Memories, Memory, Verified};
-use crate::plan::{self, Cause, Credentials, Held, Observed, Plan, Target};
+use crate::plan::{self, Allowed, Cause, Credentials, Held, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Claim, Content, Facts, Found, Issue, Owner, Ownership, Version};
 use crate::status::{self, Failure, State};
@@ -563,7 +563,8 @@ impl Context {
             target: Target::Missing,
             claimed: true,
             held: memory.held.as_ref().map(|held| held_facts(held, false)),
-            unplanned_at: memory.grants.available_at(now),
+            replaced_at: memory.replacements.available_at(now),
+            changed_at: memory.changes.available_at(now),
             mend_at: memory.mends.available_at(now),
             digests: self.shared.digest_key().is_some(),
             owner_refused: memory.owner_refused_until.is_some_and(|until| until > now),
@@ -684,9 +685,11 @@ impl Context {
         {
             return Ok(Action::await_change());
         }
-        if !cause.is_planned() {
-            self.remember(&o.owner, |memory| memory.grants.take(wall_clock()));
-        }
+        self.remember(&o.owner, |memory| match cause.allowance() {
+            Allowed::Always => {}
+            Allowed::AsReplacement => memory.replacements.take(wall_clock()),
+            Allowed::AsChange => memory.changes.take(wall_clock()),
+        });
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, cause = cause.as_str(), "asking for a token");
         let (asked_at, started) = (wall_clock(), std::time::Instant::now());
         let answer = permit.request(&credentials, &spec.scope).await;
@@ -859,7 +862,7 @@ impl Context {
         let key = self.shared.digest_key();
         let fresh = sight.credentials.as_ref().zip(key).and_then(|(secret, key)| {
             let (id, client_secret) = secret::read_credentials(secret, spec).ok()?;
-            (Version::of(&secret.metadata) == issue.credentials).then(|| key.of_credentials(id, client_secret))
+            plan::is_restampable(o).then(|| key.of_credentials(id, client_secret))
         });
         let unknown = !matches!(o.credentials, Credentials::Read { content: Ok(Match::Same | Match::Different), .. });
         let credentials_digest = if unknown { fresh.or(issue.credentials_digest) } else { issue.credentials_digest };
