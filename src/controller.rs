@@ -790,7 +790,7 @@ impl Context {
             memory.attempt = Some(attempt);
             memory.waits_since = None;
         });
-        o.failure = Some(failure);
+        o.failure = Some(failure.in_milliseconds());
         self.account(o).await
     }
 

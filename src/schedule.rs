@@ -251,7 +251,9 @@ pub fn add(at: Timestamp, duration: SignedDuration) -> Timestamp {
     at.saturating_add(duration).unwrap_or(at)
 }
 
-fn floor_millis(at: Timestamp) -> Timestamp {
+/// The same moment in whole milliseconds, no later.
+#[must_use]
+pub fn floor_millis(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 
