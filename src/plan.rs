@@ -13,6 +13,7 @@ use crate::status::{Failure, Report, State, Verdict};
 
 /// All that a plan is made of.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an observation of its own; none excludes another")]
 pub struct Observed {
     /// The moment for which the plan is made.
     pub now: Timestamp,
@@ -374,11 +375,11 @@ fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
 
 fn token(o: &Observed, spec: &Resolved) -> Token {
     match &o.target {
-        Target::Missing if o.status.issued_at.is_some() => Token::Lost(None),
-        Target::Missing => Token::None,
         Target::Seen { facts, trusted } => seen_token(o, spec, facts, *trusted),
-        Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => Token::Lost(None),
-        Target::Read { found: Found::Nothing, .. } => Token::None,
+        Target::Missing | Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => {
+            Token::Lost(None)
+        }
+        Target::Missing | Target::Read { found: Found::Nothing, .. } => Token::None,
         Target::Read { found: Found::Altered, facts, .. } => Token::Lost(who_wrote(facts)),
         Target::Read { found: Found::Token(life), facts, .. } if is_rolled_back(o, *life) => {
             Token::Lost(who_wrote(facts))

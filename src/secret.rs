@@ -404,11 +404,11 @@ pub fn is_dressed(
         && marks.credentials.is_some()
         && (!digests.token || marks.token_digest.is_some())
         && (!digests.credentials || marks.credentials_digest.is_some());
-    let owned = owner_refused || facts.owners == wanted_owners(&facts.owners, owner, spec.deletion_policy);
+    let is_owned = owner_refused || facts.owners == wanted_owners(&facts.owners, owner, spec.deletion_policy);
     labels
         && asked
         && marked
-        && owned
+        && is_owned
         && marks.applied.as_ref() == Some(&Applied::wanted(spec))
         && facts.adopt.as_deref() == Some(&owner.name)
 }
