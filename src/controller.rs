@@ -187,13 +187,14 @@ async fn stop_after(
     contexts: &[Arc<Context>],
     shutdown: &CancellationToken,
 ) {
-    tokio::select! {
-        () = &mut running => {}
-        () = shutdown.cancelled() => {}
-    }
+    // Shutdown ends both at the same moment, and whichever is seen first: what has ended must not be polled again.
+    let ended_already = tokio::select! {
+        () = &mut running => true,
+        () = shutdown.cancelled() => false,
+    };
     shared.settings.grants.close();
     let deadline = tokio::time::Instant::now() + STOP_LIMIT;
-    let in_time = tokio::time::timeout_at(deadline, running).await.is_ok();
+    let in_time = ended_already || tokio::time::timeout_at(deadline, running).await.is_ok();
     if !in_time {
         tracing::warn!("requests were still under way at the stop");
     }
