@@ -1,1 +1,25 @@
-//! t
+//! A real Kubernetes control plane for tests and for the demo: etcd, kube-apiserver and
+//! kube-controller-manager, built once from the Go module in `servers/`, started on loopback ports, and gone with
+//! the process that started them, however it ends.
+//!
+//! - [`Binaries`]: where the servers' executables are; builds what is missing.
+//! - [`ControlPlane`]: the running servers, clients for them, and outages of them.
+//! - [`Access`], [`User`]: somebody with given RBAC rules and no others.
+//! - [`AuditEvent`]: what the API server was asked, and by whom.
+//! - [`Leash`]: processes and a folder that do not outlive this process.
+//!
+//! Nothing here knows the operator. Only Unix is supported.
+
+mod access;
+mod audit;
+mod binaries;
+mod controlplane;
+mod credentials;
+mod leash;
+mod progress;
+
+pub use access::{Access, User, rule};
+pub use audit::{AuditEvent, AuditMark};
+pub use binaries::{Binaries, PINNED, Release};
+pub use controlplane::ControlPlane;
+pub use leash::Leash;

@@ -1,0 +1,291 @@
+//! Where the servers' executables are, and building those that are missing from the pinned Go module.
+
+use std::collections::VecDeque;
+use std::env;
+use std::fs::{self, File, TryLockError};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use ring::digest;
+
+use crate::leash::Leash;
+use crate::progress::Progress;
+
+/// A version of Kubernetes, and the Go module that pins all it is built from.
+pub struct Release {
+    /// The version as the API server reports it, e.g. `v1.37.2`.
+    pub version: &'static str,
+    /// The folder of the module's `go.mod` and `go.sum`.
+    pub module: &'static str,
+}
+
+/// The release that tests run on.
+pub const PINNED: Release = Release {
+    version: "v1.37.2",
+    module: concat!(env!("CARGO_MANIFEST_DIR"), "/servers"),
+};
+
+/// An executable: its name, and the Go package it is built from.
+struct Executable {
+    name: &'static str,
+    package: &'static str,
+    /// The name that `go build` gives it.
+    built_as: &'static str,
+}
+
+const ETCD: Executable = Executable {
+    name: "etcd",
+    package: "go.etcd.io/etcd/server/v3",
+    built_as: "server",
+};
+const APISERVER: Executable = Executable {
+    name: "kube-apiserver",
+    package: "k8s.io/kubernetes/cmd/kube-apiserver",
+    built_as: "kube-apiserver",
+};
+const CONTROLLER_MANAGER: Executable = Executable {
+    name: "kube-controller-manager",
+    package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+    built_as: "kube-controller-manager",
+};
+const KUBECTL: Executable = Executable {
+    name: "kubectl",
+    package: "k8s.io/kubernetes/cmd/kubectl",
+    built_as: "kubectl",
+};
+
+/// How often the progress display is updated, and a lock tried again.
+const TICK: Duration = Duration::from_millis(200);
+/// How much of a failed build's output its error shows.
+const ERROR_LINES: usize = 20;
+
+/// The executables of a control plane, all of them present.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    /// The store.
+    pub etcd: PathBuf,
+    /// The API server.
+    pub apiserver: PathBuf,
+    /// Garbage collection, deletion of namespaces, default service accounts.
+    pub controller_manager: PathBuf,
+    /// The command-line client.
+    pub kubectl: PathBuf,
+}
+
+impl Binaries {
+    /// Finds the executables, and builds those that are missing.
+    ///
+    /// First the folder that `KUBEBUILDER_ASSETS` names, which must hold etcd, kube-apiserver and kubectl
+    /// (kube-controller-manager is built if it is not there, too). Otherwise the cache: `MONEYGO_CACHE_DIR`, or
+    /// `moneygo-operator` in `XDG_CACHE_HOME` or in `~/.cache`, shared by all checkouts. Building takes minutes with a cold
+    /// Go build cache; progress is shown on standard error. Of several processes one builds and the others wait. Blocks.
+    ///
+    /// # Errors
+    /// If Go is needed and missing, if the build fails, or if the cache cannot be written.
+    pub fn locate(release: &Release) -> Result<Self> {
+        if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty())
+        {
+            return Self::from_assets(Path::new(&assets), release);
+        }
+        let folder = built(release, &[ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL])?;
+        Ok(Self::within(&folder, &folder))
+    }
+
+    fn from_assets(assets: &Path, release: &Release) -> Result<Self> {
+        for Executable { name, .. } in [ETCD, APISERVER, KUBECTL] {
+            let path = assets.join(name);
+            ensure!(
+                path.is_file(),
+                "KUBEBUILDER_ASSETS is set, but there is no {}",
+                path.display()
+            );
+        }
+        if assets.join(CONTROLLER_MANAGER.name).is_file() {
+            return Ok(Self::within(assets, assets));
+        }
+        let folder = built(release, &[CONTROLLER_MANAGER])
+            .with_context(|| format!("{} has no kube-controller-manager", assets.display()))?;
+        Ok(Self::within(assets, &folder))
+    }
+
+    fn within(folder: &Path, controller_manager_folder: &Path) -> Self {
+        Self {
+            etcd: folder.join(ETCD.name),
+            apiserver: folder.join(APISERVER.name),
+            controller_manager: controller_manager_folder.join(CONTROLLER_MANAGER.name),
+            kubectl: folder.join(KUBECTL.name),
+        }
+    }
+}
+
+/// The folder of the cache that holds the wanted executables, after building those that it lacked.
+fn built(release: &Release, wanted: &[Executable]) -> Result<PathBuf> {
+    let folder = cache()?.join(key(release)?);
+    if missing(&folder, wanted).is_empty() {
+        return Ok(folder);
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let _lock = lock(&folder.join("lock"))?;
+    // Another process may have built them while this one waited.
+    let missing = missing(&folder, wanted);
+    if !missing.is_empty() {
+        build(release, &missing, &folder)?;
+    }
+    Ok(folder)
+}
+
+fn missing<'a>(folder: &Path, wanted: &'a [Executable]) -> Vec<&'a Executable> {
+    wanted
+        .iter()
+        .filter(|executable| !folder.join(executable.name).is_file())
+        .collect()
+}
+
+fn cache() -> Result<PathBuf> {
+    let set = |variable| {
+        env::var_os(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("MONEYGO_CACHE_DIR")
+        .or_else(|| set("XDG_CACHE_HOME").map(|caches| caches.join("moneygo-operator")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/moneygo-operator")))
+        .context("no folder for the servers' executables: set MONEYGO_CACHE_DIR, or HOME")
+}
+
+/// Names all that the executables depend on, so that a cached one is never stale.
+fn key(release: &Release) -> Result<String> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    for file in ["go.mod", "go.sum"] {
+        let path = Path::new(release.module).join(file);
+        hash.update(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+    }
+    hash.update(linker_flags(release).as_bytes());
+    let digest = hash.finish();
+    let short = digest
+        .as_ref()
+        .iter()
+        .take(6)
+        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    Ok(format!(
+        "kubernetes-{}-{}-{}-{short}",
+        release.version,
+        env::consts::OS,
+        env::consts::ARCH
+    ))
+}
+
+/// Without these the servers report v0.0.0.
+fn linker_flags(release: &Release) -> String {
+    format!(
+        "-s -w -X k8s.io/component-base/version.gitVersion={}",
+        release.version
+    )
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut progress =
+        Progress::new("Waiting for another process that builds the Kubernetes servers");
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => progress.show(""),
+            Err(TryLockError::Error(error)) => bail!("cannot lock {}: {error}", path.display()),
+        }
+        thread::sleep(TICK);
+    }
+    progress.done();
+    Ok(file)
+}
+
+/// Builds into a folder beside `target`, and moves each executable there when all are complete.
+fn build(release: &Release, missing: &[&Executable], target: &Path) -> Result<()> {
+    let leash = Leash::new(target.join(format!("building-{}", std::process::id())))
+        .with_context(|| format!("cannot build in {}", target.display()))?;
+    let mut go = Command::new("go");
+    go.args([
+        "build",
+        "-v",
+        "-trimpath",
+        "-buildvcs=false",
+        "-mod=readonly",
+        "-ldflags",
+        &linker_flags(release),
+        "-o",
+    ])
+    .arg(leash.folder())
+    .args(missing.iter().map(|executable| executable.package))
+    .current_dir(release.module)
+    .envs([("CGO_ENABLED", "0"), ("GOWORK", "off")])
+    // Go leaves its own temporary files behind when it is killed.
+    .env("GOTMPDIR", leash.folder());
+    run(leash.tie(&mut go), release)?;
+    for executable in missing {
+        fs::rename(
+            leash.folder().join(executable.built_as),
+            target.join(executable.name),
+        )
+        .with_context(|| format!("go build made no {}", executable.name))?;
+    }
+    Ok(())
+}
+
+fn run(go: &mut Command, release: &Release) -> Result<()> {
+    let mut child = go
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run go: install Go >= 1.26 (https://go.dev/dl), or set KUBEBUILDER_ASSETS to a folder that holds etcd, kube-apiserver, kube-controller-manager and kubectl")?;
+    let (sender, lines) = channel();
+    if let Some(output) = child.stderr.take() {
+        thread::spawn(move || {
+            BufReader::new(output)
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
+    }
+    let last_lines = follow(
+        &lines,
+        Progress::new(format!("Building Kubernetes {}, once", release.version)),
+    );
+    let status = child.wait().context("cannot wait for go")?;
+    ensure!(
+        status.success(),
+        "go build of the Kubernetes servers failed ({status}; it needs Go >= 1.26):\n{}",
+        last_lines.join("\n")
+    );
+    Ok(())
+}
+
+/// Shows what `go build -v` says: a line for each package that it compiles. Returns the last lines.
+fn follow(lines: &Receiver<String>, mut progress: Progress) -> Vec<String> {
+    let mut last_lines = VecDeque::with_capacity(ERROR_LINES + 1);
+    let mut count: usize = 0;
+    loop {
+        match lines.recv_timeout(TICK) {
+            Ok(line) => {
+                count += 1;
+                last_lines.push_back(line);
+                if last_lines.len() > ERROR_LINES {
+                    last_lines.pop_front();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        progress.show(&format!(
+            "{count} packages, {}",
+            last_lines.back().map_or("", String::as_str)
+        ));
+    }
+    progress.done();
+    last_lines.into()
+}
