@@ -2,9 +2,11 @@
 
 pub mod apply;
 pub mod caches;
+pub mod controller;
 pub mod crd;
 pub mod digest;
 pub mod error;
+pub mod events;
 pub mod grants;
 pub mod lease;
 pub mod memory;

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use moneygo_operator::controller::{self, Settings, wall_clock};
+use moneygo_operator::events::{self, Notices};
+use moneygo_operator::grants::{Grants, Limits};
 use moneygo_operator::lease::{self, Leadership, LeaseConfig};
 use moneygo_operator::telemetry::{self, Metrics, Probes};
+use moneygo_operator::token::{TokenClient, TokenClientConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -68,28 +71,79 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let (probes, metrics) = (Arc::new(Probes::default()), Arc::new(Metrics::new()));
     let ends = CancellationToken::new();
-    let serving = tokio::spawn(telemetry::serve(listener, Arc::clone(&probes), metrics, ends.clone()));
+    let serving = tokio::spawn(telemetry::serve(listener, Arc::clone(&probes), Arc::clone(&metrics), ends.clone()));
+    let ends_of_election = ends.clone();
     let (leadership, election) = stand_for_election(&args, &cluster)?;
-    let electing = election.map(|election| tokio::spawn(election.run(ends.clone())));
+    let mut electing = tokio::spawn(async move {
+        match election {
+            Some(election) => election.run(ends_of_election).await,
+            None => ends_of_election.cancelled().await,
+        }
+    });
+    let (notices, to_publish) = Notices::new();
+    let publishing = tokio::spawn(events::publish(cluster.client.clone(), to_publish));
+    let settings = settings(&args, &cluster, leadership, metrics, Arc::clone(&probes), notices)?;
 
-    // TODO(controller): `controller::run(cluster.client, …, leadership, probes, metrics, shutdown)` takes the place of the next
-    // lines. It returns once everything that was issued is written, and only then is the Lease given up.
-    let _ = (&cluster.client, &leadership);
-    shutdown.cancelled().await;
-    let result = Ok(());
+    // Returns once everything that was issued is written; only then is the Lease given up.
+    let controlling = controller::run(settings, shutdown.clone());
+    let result = tokio::select! {
+        () = controlling => Ok(()),
+        ended = &mut electing => Err(ended.err().map_or_else(|| anyhow!("the election stopped by itself"), Into::into)),
+    };
 
     probes.set_ready(false);
     ends.cancel();
+    publishing.abort();
     let ending = async {
-        if let Some(electing) = electing {
+        if !electing.is_finished() {
             electing.await.context("the election stopped by itself")?;
         }
         serving.await.context("the HTTP server stopped by itself")
     };
     match tokio::time::timeout(STOP_LIMIT, ending).await {
-        Ok(ended) => ended.and(result),
+        Ok(ended) => result.and(ended),
         Err(_) => result,
     }
+}
+
+fn settings(
+    args: &Args,
+    cluster: &Cluster,
+    leadership: Leadership,
+    metrics: Arc<Metrics>,
+    probes: Arc<Probes>,
+    notices: Notices,
+) -> anyhow::Result<Settings> {
+    let endpoint = TokenClientConfig {
+        url: args.token_url.to_string(),
+        allow_insecure: args.allow_insecure_token_url,
+        ca_file: args.token_ca_file.clone(),
+        timeout: args.token_timeout,
+    };
+    let token_client = TokenClient::new(&endpoint, wall_clock)?;
+    let concurrency = u16::try_from(args.token_concurrency.get()).unwrap_or(u16::MAX);
+    let limits = Limits {
+        per_second: args.token_requests_per_second,
+        concurrency: args.token_concurrency.try_into().context("--token-concurrency is too large")?,
+    };
+    let own_namespace = args.leader_elect_namespace.clone().or_else(|| cluster.namespace.clone());
+    if own_namespace.is_none() {
+        tracing::warn!(
+            "no namespace of its own (no Pod, none in the kubeconfig's context, no --leader-elect-namespace): without a key for digests, changes are noticed less exactly"
+        );
+    }
+    Ok(Settings {
+        client: cluster.client.clone(),
+        namespaces: args.watch_namespace.clone(),
+        label_selector: args.label_selector.clone(),
+        own_namespace,
+        grants: Grants::new(token_client, limits, wall_clock),
+        token_concurrency: concurrency,
+        leadership,
+        metrics,
+        probes,
+        notices,
+    })
 }
 
 fn stand_for_election(args: &Args, cluster: &Cluster) -> anyhow::Result<(Leadership, Option<lease::Election>)> {
@@ -103,12 +157,6 @@ fn stand_for_election(args: &Args, cluster: &Cluster) -> anyhow::Result<(Leaders
     let config = LeaseConfig::new(namespace, name, identity()?, duration)?;
     let (leadership, election) = lease::elect(cluster.client.clone(), config, wall_clock);
     Ok((leadership, Some(election)))
-}
-
-/// Only for the times that the Lease shows to people.
-#[expect(clippy::disallowed_methods, reason = "TODO(controller): give the controller's clock here")]
-fn wall_clock() -> Timestamp {
-    Timestamp::now()
 }
 
 /// The host's name (in a Pod: the Pod's) and something that no other process has.

@@ -54,6 +54,8 @@ pub struct Observed {
     pub digests: bool,
     /// The API server refused to change the target's owner a while ago.
     pub owner_refused: bool,
+    /// The endpoint is down for everyone.
+    pub outage: bool,
 }
 
 /// The credentials Secret, as it was seen.
@@ -233,11 +235,19 @@ pub fn plan(o: &Observed) -> Plan {
         return account(o);
     }
     match &o.held {
+        Some(_) if is_write_refused(o) => account(o),
         Some(_) if !o.live => Plan::Look,
         Some(held) if held.is_stored || !is_overtaken(o, held) => Plan::Store,
         Some(_) => plan_grant(o, spec, Cause::Settle),
         None => plan_token(o, spec),
     }
+}
+
+/// The API server refused the write, and it is not time to try again.
+fn is_write_refused(o: &Observed) -> bool {
+    o.failure
+        .as_ref()
+        .is_some_and(|failure| failure.reason == Reason::TargetForbidden && failure.next_attempt_at > o.now)
 }
 
 /// No grant and no first write for what is being deleted. A token that came late still goes to a target that outlives its
@@ -623,7 +633,17 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
     if let Some(failure) = &o.failure {
         return Verdict::new(State::False, failure.reason, failure.message.clone());
     }
-    overwritten(o, token).unwrap_or_else(|| Verdict::new(State::False, Reason::Pending, "a token is being asked for"))
+    if let Some(verdict) = overwritten(o, token) {
+        return verdict;
+    }
+    if o.outage {
+        return Verdict::new(
+            State::False,
+            Reason::EndpointUnavailable,
+            "the token endpoint is down for everyone; a token is asked for as soon as it is back",
+        );
+    }
+    Verdict::new(State::False, Reason::Pending, "a token is being asked for")
 }
 
 fn immutable() -> Verdict {

@@ -147,14 +147,8 @@ impl Report {
         let stood = condition(before, kind).filter(|earlier| earlier.status == verdict.state.as_str());
         // A condition's times are whole seconds on the wire: what is written has to be what is read back.
         let whole_seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
-        Condition {
-            type_: kind.as_str().to_owned(),
-            status: verdict.state.as_str().to_owned(),
-            reason: verdict.reason.as_str().to_owned(),
-            message: verdict.message.clone(),
-            observed_generation: self.generation,
-            last_transition_time: stood.map_or(Time(whole_seconds), |earlier| earlier.last_transition_time.clone()),
-        }
+        let since = stood.map_or(Time(whole_seconds), |earlier| earlier.last_transition_time.clone());
+        new_condition(kind, verdict, self.generation, since)
     }
 }
 
@@ -183,3 +177,48 @@ const OPTIONAL: &[&str] = &[
     "observedCredentials",
     "lastHandledRefresh",
 ];
+
+const UNREADABLE: &str = "the object cannot be read as a MoneyGoCredential of this version: look at its spec beside `kubectl explain moneygocredential.spec`, and apply it again";
+
+/// The patch that tells of an object that cannot be read. Names the conditions alone: the rest of its status is unknown.
+#[must_use]
+pub fn unreadable(version: &Version, generation: Option<i64>, now: Timestamp) -> Value {
+    let verdict = |state| Verdict::new(state, Reason::InvalidSpec, UNREADABLE);
+    let states = [
+        (ConditionType::Ready, State::False),
+        (ConditionType::Refreshed, State::False),
+        (ConditionType::Stalled, State::True),
+    ];
+    let whole_seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let conditions: Vec<Condition> = states
+        .into_iter()
+        .map(|(kind, state)| new_condition(kind, &verdict(state), generation, Time(whole_seconds)))
+        .collect();
+    json!({
+        "metadata": { "uid": version.uid, "resourceVersion": version.resource_version },
+        "status": { "observedGeneration": generation, "conditions": conditions },
+    })
+}
+
+/// Whether a status of any shape tells that its object cannot be read, for this generation.
+#[must_use]
+pub fn says_unreadable(status: &Value, generation: Option<i64>) -> bool {
+    let conditions = status.get("conditions").and_then(Value::as_array);
+    let says = |condition: &Value| {
+        condition.get("type").and_then(Value::as_str) == Some(ConditionType::Ready.as_str())
+            && condition.get("message").and_then(Value::as_str) == Some(UNREADABLE)
+            && condition.get("observedGeneration").and_then(Value::as_i64) == generation
+    };
+    conditions.into_iter().flatten().any(says)
+}
+
+fn new_condition(kind: ConditionType, verdict: &Verdict, generation: Option<i64>, since: Time) -> Condition {
+    Condition {
+        type_: kind.as_str().to_owned(),
+        status: verdict.state.as_str().to_owned(),
+        reason: verdict.reason.as_str().to_owned(),
+        message: verdict.message.clone(),
+        observed_generation: generation,
+        last_transition_time: since,
+    }
+}

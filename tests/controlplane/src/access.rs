@@ -8,9 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::rbac::v1::{
-    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
-};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use serde::Deserialize;
@@ -40,15 +38,8 @@ impl Access {
 
     /// Adds rules that hold in one namespace, which must exist.
     #[must_use]
-    pub fn namespace(
-        mut self,
-        namespace: &str,
-        rules: impl IntoIterator<Item = PolicyRule>,
-    ) -> Self {
-        self.namespaces
-            .entry(namespace.to_owned())
-            .or_default()
-            .extend(rules);
+    pub fn namespace(mut self, namespace: &str, rules: impl IntoIterator<Item = PolicyRule>) -> Self {
+        self.namespaces.entry(namespace.to_owned()).or_default().extend(rules);
         self
     }
 
@@ -60,9 +51,7 @@ impl Access {
     pub fn manifests(mut self, yaml: &str, namespace: &str) -> Result<Self> {
         let mut roles = 0;
         for document in serde_yaml::Deserializer::from_str(yaml) {
-            let Some(manifest) =
-                Option::<Manifest>::deserialize(document).context("not an RBAC manifest")?
-            else {
+            let Some(manifest) = Option::<Manifest>::deserialize(document).context("not an RBAC manifest")? else {
                 continue;
             };
             match manifest.kind.as_str() {
@@ -72,10 +61,7 @@ impl Access {
             }
             roles += 1;
         }
-        ensure!(
-            roles > 0,
-            "there is neither a ClusterRole nor a Role in this manifest"
-        );
+        ensure!(roles > 0, "there is neither a ClusterRole nor a Role in this manifest");
         Ok(self)
     }
 }
@@ -127,10 +113,7 @@ impl ControlPlane {
     /// If all 256 users are taken, if a namespace does not exist, or if the API server does not answer.
     pub async fn user(&self, access: &Access) -> Result<User> {
         let index = self.next_user();
-        let user = User {
-            name: user_name(index),
-            kubeconfig: self.credentials().user_kubeconfig(index)?,
-        };
+        let user = User { name: user_name(index), kubeconfig: self.credentials().user_kubeconfig(index)? };
         let admin = self.admin().await?;
         if !access.cluster.is_empty() {
             grant_in_cluster(&admin, &user.name, &access.cluster).await?;
@@ -144,88 +127,40 @@ impl ControlPlane {
 }
 
 async fn grant_in_cluster(admin: &Client, user: &str, rules: &[PolicyRule]) -> Result<()> {
-    let metadata = ObjectMeta {
-        name: Some(user.to_owned()),
-        ..ObjectMeta::default()
-    };
-    let role = ClusterRole {
-        metadata: metadata.clone(),
-        rules: Some(rules.to_vec()),
-        ..ClusterRole::default()
-    };
-    let binding = ClusterRoleBinding {
-        metadata,
-        role_ref: role_ref("ClusterRole", user),
-        subjects: Some(vec![subject(user)]),
-    };
+    let metadata = ObjectMeta { name: Some(user.to_owned()), ..ObjectMeta::default() };
+    let role = ClusterRole { metadata: metadata.clone(), rules: Some(rules.to_vec()), ..ClusterRole::default() };
+    let binding =
+        ClusterRoleBinding { metadata, role_ref: role_ref("ClusterRole", user), subjects: Some(vec![subject(user)]) };
     let sent = PostParams::default();
-    Api::all(admin.clone())
-        .create(&sent, &role)
-        .await
-        .context("cannot create a ClusterRole")?;
-    Api::all(admin.clone())
-        .create(&sent, &binding)
-        .await
-        .context("cannot create a ClusterRoleBinding")?;
+    Api::all(admin.clone()).create(&sent, &role).await.context("cannot create a ClusterRole")?;
+    Api::all(admin.clone()).create(&sent, &binding).await.context("cannot create a ClusterRoleBinding")?;
     Ok(())
 }
 
-async fn grant_in_namespace(
-    admin: &Client,
-    user: &str,
-    namespace: &str,
-    rules: &[PolicyRule],
-) -> Result<()> {
-    let metadata = ObjectMeta {
-        name: Some(user.to_owned()),
-        ..ObjectMeta::default()
-    };
-    let role = Role {
-        metadata: metadata.clone(),
-        rules: Some(rules.to_vec()),
-    };
-    let binding = RoleBinding {
-        metadata,
-        role_ref: role_ref("Role", user),
-        subjects: Some(vec![subject(user)]),
-    };
+async fn grant_in_namespace(admin: &Client, user: &str, namespace: &str, rules: &[PolicyRule]) -> Result<()> {
+    let metadata = ObjectMeta { name: Some(user.to_owned()), ..ObjectMeta::default() };
+    let role = Role { metadata: metadata.clone(), rules: Some(rules.to_vec()) };
+    let binding = RoleBinding { metadata, role_ref: role_ref("Role", user), subjects: Some(vec![subject(user)]) };
     let sent = PostParams::default();
     let failed = |kind| format!("cannot create a {kind} in namespace {namespace}");
-    Api::namespaced(admin.clone(), namespace)
-        .create(&sent, &role)
-        .await
-        .with_context(|| failed("Role"))?;
-    Api::namespaced(admin.clone(), namespace)
-        .create(&sent, &binding)
-        .await
-        .with_context(|| failed("RoleBinding"))?;
+    Api::namespaced(admin.clone(), namespace).create(&sent, &role).await.with_context(|| failed("Role"))?;
+    Api::namespaced(admin.clone(), namespace).create(&sent, &binding).await.with_context(|| failed("RoleBinding"))?;
     Ok(())
 }
 
 fn role_ref(kind: &str, name: &str) -> RoleRef {
-    RoleRef {
-        api_group: Some(RBAC_GROUP.to_owned()),
-        kind: kind.to_owned(),
-        name: name.to_owned(),
-    }
+    RoleRef { api_group: Some(RBAC_GROUP.to_owned()), kind: kind.to_owned(), name: name.to_owned() }
 }
 
 fn subject(user: &str) -> Subject {
-    Subject {
-        api_group: Some(RBAC_GROUP.to_owned()),
-        kind: "User".to_owned(),
-        name: user.to_owned(),
-        namespace: None,
-    }
+    Subject { api_group: Some(RBAC_GROUP.to_owned()), kind: "User".to_owned(), name: user.to_owned(), namespace: None }
 }
 
 /// The authorizer reads roles and bindings from caches of its own: one rule of each pair tells when it has seen both.
 async fn await_effect(client: &Client, access: &Access) -> Result<()> {
     let cluster = access.cluster.first().map(|rule| review(rule, None));
-    let namespaced = access
-        .namespaces
-        .iter()
-        .filter_map(|(namespace, rules)| Some(review(rules.first()?, Some(namespace))));
+    let namespaced =
+        access.namespaces.iter().filter_map(|(namespace, rules)| Some(review(rules.first()?, Some(namespace))));
     for review in cluster.into_iter().chain(namespaced) {
         await_allowed(client, &review).await?;
     }
@@ -248,15 +183,11 @@ async fn await_allowed(client: &Client, review: &SelfSubjectAccessReview) -> Res
 }
 
 fn review(rule: &PolicyRule, namespace: Option<&str>) -> SelfSubjectAccessReview {
-    let first =
-        |names: &Option<Vec<String>>| names.as_ref().and_then(|names| names.first().cloned());
+    let first = |names: &Option<Vec<String>>| names.as_ref().and_then(|names| names.first().cloned());
     let verb = rule.verbs.first().cloned();
     let mut spec = SelfSubjectAccessReviewSpec::default();
     if let Some(path) = first(&rule.non_resource_urls) {
-        spec.non_resource_attributes = Some(NonResourceAttributes {
-            path: Some(path),
-            verb,
-        });
+        spec.non_resource_attributes = Some(NonResourceAttributes { path: Some(path), verb });
     } else {
         let resource = first(&rule.resources).unwrap_or_default();
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource.as_str(), ""));
@@ -270,8 +201,5 @@ fn review(rule: &PolicyRule, namespace: Option<&str>) -> SelfSubjectAccessReview
             ..ResourceAttributes::default()
         });
     }
-    SelfSubjectAccessReview {
-        spec,
-        ..SelfSubjectAccessReview::default()
-    }
+    SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -25,10 +25,7 @@ pub struct Release {
 }
 
 /// The release that tests run on.
-pub const PINNED: Release = Release {
-    version: "v1.37.2",
-    module: concat!(env!("CARGO_MANIFEST_DIR"), "/servers"),
-};
+pub const PINNED: Release = Release { version: "v1.37.2", module: concat!(env!("CARGO_MANIFEST_DIR"), "/servers") };
 
 /// An executable: its name, and the Go package it is built from.
 struct Executable {
@@ -38,26 +35,16 @@ struct Executable {
     built_as: &'static str,
 }
 
-const ETCD: Executable = Executable {
-    name: "etcd",
-    package: "go.etcd.io/etcd/server/v3",
-    built_as: "server",
-};
-const APISERVER: Executable = Executable {
-    name: "kube-apiserver",
-    package: "k8s.io/kubernetes/cmd/kube-apiserver",
-    built_as: "kube-apiserver",
-};
+const ETCD: Executable = Executable { name: "etcd", package: "go.etcd.io/etcd/server/v3", built_as: "server" };
+const APISERVER: Executable =
+    Executable { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", built_as: "kube-apiserver" };
 const CONTROLLER_MANAGER: Executable = Executable {
     name: "kube-controller-manager",
     package: "k8s.io/kubernetes/cmd/kube-controller-manager",
     built_as: "kube-controller-manager",
 };
-const KUBECTL: Executable = Executable {
-    name: "kubectl",
-    package: "k8s.io/kubernetes/cmd/kubectl",
-    built_as: "kubectl",
-};
+const KUBECTL: Executable =
+    Executable { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", built_as: "kubectl" };
 
 /// How often the progress display is updated, and a lock tried again.
 const TICK: Duration = Duration::from_millis(200);
@@ -88,9 +75,8 @@ impl Binaries {
     /// # Errors
     /// If Go is needed and missing, if the build fails, or if the cache cannot be written.
     pub fn locate(release: &Release) -> Result<Self> {
-        if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty())
-        {
-            return Self::from_assets(Path::new(&assets), release);
+        if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty()) {
+            return Self::from_assets(&absolute(assets)?, release);
         }
         let folder = built(release, &[ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL])?;
         Ok(Self::within(&folder, &folder))
@@ -99,11 +85,7 @@ impl Binaries {
     fn from_assets(assets: &Path, release: &Release) -> Result<Self> {
         for Executable { name, .. } in [ETCD, APISERVER, KUBECTL] {
             let path = assets.join(name);
-            ensure!(
-                path.is_file(),
-                "KUBEBUILDER_ASSETS is set, but there is no {}",
-                path.display()
-            );
+            ensure!(path.is_file(), "KUBEBUILDER_ASSETS is set, but there is no {}", path.display());
         }
         if assets.join(CONTROLLER_MANAGER.name).is_file() {
             return Ok(Self::within(assets, assets));
@@ -140,22 +122,16 @@ fn built(release: &Release, wanted: &[Executable]) -> Result<PathBuf> {
 }
 
 fn missing<'a>(folder: &Path, wanted: &'a [Executable]) -> Vec<&'a Executable> {
-    wanted
-        .iter()
-        .filter(|executable| !folder.join(executable.name).is_file())
-        .collect()
+    wanted.iter().filter(|executable| !folder.join(executable.name).is_file()).collect()
 }
 
 fn cache() -> Result<PathBuf> {
-    let set = |variable| {
-        env::var_os(variable)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    set("MONEYGO_CACHE_DIR")
+    let set = |variable| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = set("MONEYGO_CACHE_DIR")
         .or_else(|| set("XDG_CACHE_HOME").map(|caches| caches.join("moneygo-operator")))
         .or_else(|| set("HOME").map(|home| home.join(".cache/moneygo-operator")))
-        .context("no folder for the servers' executables: set MONEYGO_CACHE_DIR, or HOME")
+        .context("no folder for the servers' executables: set MONEYGO_CACHE_DIR, or HOME")?;
+    Ok(absolute(folder)?)
 }
 
 /// Names all that the executables depend on, so that a cached one is never stale.
@@ -167,31 +143,18 @@ fn key(release: &Release) -> Result<String> {
     }
     hash.update(linker_flags(release).as_bytes());
     let digest = hash.finish();
-    let short = digest
-        .as_ref()
-        .iter()
-        .take(6)
-        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-    Ok(format!(
-        "kubernetes-{}-{}-{}-{short}",
-        release.version,
-        env::consts::OS,
-        env::consts::ARCH
-    ))
+    let short = digest.as_ref().iter().take(6).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    Ok(format!("kubernetes-{}-{}-{}-{short}", release.version, env::consts::OS, env::consts::ARCH))
 }
 
 /// Without these the servers report v0.0.0.
 fn linker_flags(release: &Release) -> String {
-    format!(
-        "-s -w -X k8s.io/component-base/version.gitVersion={}",
-        release.version
-    )
+    format!("-s -w -X k8s.io/component-base/version.gitVersion={}", release.version)
 }
 
 fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut progress =
-        Progress::new("Waiting for another process that builds the Kubernetes servers");
+    let mut progress = Progress::new("Waiting for another process that builds the Kubernetes servers");
     loop {
         match file.try_lock() {
             Ok(()) => break,
@@ -209,29 +172,20 @@ fn build(release: &Release, missing: &[&Executable], target: &Path) -> Result<()
     let leash = Leash::new(target.join(format!("building-{}", std::process::id())))
         .with_context(|| format!("cannot build in {}", target.display()))?;
     let mut go = Command::new("go");
-    go.args([
-        "build",
-        "-v",
-        "-trimpath",
-        "-buildvcs=false",
-        "-mod=readonly",
-        "-ldflags",
-        &linker_flags(release),
-        "-o",
-    ])
-    .arg(leash.folder())
-    .args(missing.iter().map(|executable| executable.package))
-    .current_dir(release.module)
-    .envs([("CGO_ENABLED", "0"), ("GOWORK", "off")])
-    // Go leaves its own temporary files behind when it is killed.
-    .env("GOTMPDIR", leash.folder());
+    go.args(["build", "-v", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags", &linker_flags(release), "-o"])
+        .arg(leash.folder())
+        .args(missing.iter().map(|executable| executable.package))
+        .current_dir(release.module)
+        .envs([("CGO_ENABLED", "0"), ("GOWORK", "off")])
+        // Go leaves its own temporary files behind when it is killed.
+        .env("GOTMPDIR", leash.folder())
+        // The servers are for this machine, whatever else is being built.
+        .env_remove("GOOS")
+        .env_remove("GOARCH");
     run(leash.tie(&mut go), release)?;
     for executable in missing {
-        fs::rename(
-            leash.folder().join(executable.built_as),
-            target.join(executable.name),
-        )
-        .with_context(|| format!("go build made no {}", executable.name))?;
+        fs::rename(leash.folder().join(executable.built_as), target.join(executable.name))
+            .with_context(|| format!("go build made no {}", executable.name))?;
     }
     Ok(())
 }
@@ -246,33 +200,29 @@ fn run(go: &mut Command, release: &Release) -> Result<()> {
     let (sender, lines) = channel();
     if let Some(output) = child.stderr.take() {
         thread::spawn(move || {
-            BufReader::new(output)
-                .lines()
-                .map_while(Result::ok)
-                .try_for_each(|line| sender.send(line))
+            BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
     }
-    let last_lines = follow(
-        &lines,
-        Progress::new(format!("Building Kubernetes {}, once", release.version)),
-    );
+    let mut progress = Progress::new(format!("Building Kubernetes {}, once", release.version));
+    let last_lines = follow(&lines, &mut progress);
     let status = child.wait().context("cannot wait for go")?;
     ensure!(
         status.success(),
         "go build of the Kubernetes servers failed ({status}; it needs Go >= 1.26):\n{}",
         last_lines.join("\n")
     );
+    progress.done();
     Ok(())
 }
 
 /// Shows what `go build -v` says: a line for each package that it compiles. Returns the last lines.
-fn follow(lines: &Receiver<String>, mut progress: Progress) -> Vec<String> {
+fn follow(lines: &Receiver<String>, progress: &mut Progress) -> Vec<String> {
     let mut last_lines = VecDeque::with_capacity(ERROR_LINES + 1);
     let mut count: usize = 0;
     loop {
         match lines.recv_timeout(TICK) {
             Ok(line) => {
-                count += 1;
+                count += usize::from(!line.starts_with("go: "));
                 last_lines.push_back(line);
                 if last_lines.len() > ERROR_LINES {
                     last_lines.pop_front();
@@ -281,11 +231,7 @@ fn follow(lines: &Receiver<String>, mut progress: Progress) -> Vec<String> {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        progress.show(&format!(
-            "{count} packages, {}",
-            last_lines.back().map_or("", String::as_str)
-        ));
+        progress.show(&format!("{count} packages, {}", last_lines.back().map_or("", String::as_str)));
     }
-    progress.done();
     last_lines.into()
 }

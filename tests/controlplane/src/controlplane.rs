@@ -51,6 +51,7 @@ pub struct ControlPlane {
     credentials: Credentials,
     ports: Ports,
     users: AtomicUsize,
+    installing: tokio::sync::Mutex<()>,
     leash: Leash,
 }
 
@@ -99,22 +100,15 @@ impl ControlPlane {
         let credentials = Credentials::make(leash.folder(), ports.apiserver)?;
         fs::write(leash.folder().join("audit-policy.json"), audit::POLICY)?;
 
-        let etcd = Server::spawn(
-            "etcd",
-            etcd_command(&binaries, &ports, leash.folder()),
-            &leash,
-        )?;
-        let servers = Mutex::new(Servers {
-            etcd,
-            apiserver: None,
-            controllers: None,
-        });
+        let etcd = Server::spawn("etcd", etcd_command(&binaries, &ports, leash.folder()), &leash)?;
+        let servers = Mutex::new(Servers { etcd, apiserver: None, controllers: None });
         let started = Self {
             servers,
             binaries,
             credentials,
             ports,
             users: AtomicUsize::new(0),
+            installing: tokio::sync::Mutex::default(),
             leash,
         };
         started.await_ready(async || started.etcd_listens()).await?;
@@ -169,17 +163,9 @@ impl ControlPlane {
     /// # Errors
     /// If the API server does not answer, or refuses the name.
     pub async fn namespace(&self, prefix: &str) -> Result<String> {
-        let metadata = ObjectMeta {
-            generate_name: Some(format!("{prefix}-")),
-            ..ObjectMeta::default()
-        };
-        let namespace = Namespace {
-            metadata,
-            ..Namespace::default()
-        };
-        let created = Api::all(self.admin().await?)
-            .create(&PostParams::default(), &namespace)
-            .await?;
+        let metadata = ObjectMeta { generate_name: Some(format!("{prefix}-")), ..ObjectMeta::default() };
+        let namespace = Namespace { metadata, ..Namespace::default() };
+        let created = Api::all(self.admin().await?).create(&PostParams::default(), &namespace).await?;
         Ok(created.name_any())
     }
 
@@ -191,26 +177,20 @@ impl ControlPlane {
     /// # Errors
     /// If it is refused, or not served within 30 s.
     pub async fn install_crd(&self, yaml: &str) -> Result<()> {
-        let manifest: serde_json::Value =
-            serde_yaml::from_str(yaml).context("the manifest is not YAML")?;
-        let name = manifest["metadata"]["name"]
-            .as_str()
-            .context("the manifest has no name")?;
+        let manifest: serde_json::Value = serde_yaml::from_str(yaml).context("the manifest is not YAML")?;
+        let name = manifest["metadata"]["name"].as_str().context("the manifest has no name")?;
         let admin = self.admin().await?;
         let definitions: Api<CustomResourceDefinition> = Api::all(admin.clone());
+        // Tests that begin together all want it: one is enough to start the controllers again.
+        let _alone = self.installing.lock().await;
         let before = definitions.get_opt(name).await?;
         let params = PatchParams::apply("moneygo-controlplane").force();
-        let installed = definitions
-            .patch(name, &params, &Patch::Apply(&manifest))
-            .await?;
-        if before.is_some_and(|before| before.metadata.generation == installed.metadata.generation)
-        {
+        let installed = definitions.patch(name, &params, &Patch::Apply(&manifest)).await?;
+        if before.is_some_and(|before| before.metadata.generation == installed.metadata.generation) {
             return Ok(());
         }
         let established = await_condition(definitions, name, conditions::is_crd_established());
-        timeout(ESTABLISHED_LIMIT, established)
-            .await
-            .with_context(|| format!("{name} is not established"))??;
+        timeout(ESTABLISHED_LIMIT, established).await.with_context(|| format!("{name} is not established"))??;
         timeout(ESTABLISHED_LIMIT, await_served(&admin, &installed))
             .await
             .with_context(|| format!("{name} is not served"))?;
@@ -243,12 +223,7 @@ impl ControlPlane {
     /// # Errors
     /// If it runs already, or does not become ready within a minute.
     pub async fn start_apiserver(&self) -> Result<()> {
-        let command = apiserver_command(
-            &self.binaries,
-            &self.ports,
-            &self.credentials,
-            self.leash.folder(),
-        );
+        let command = apiserver_command(&self.binaries, &self.ports, &self.credentials, self.leash.folder());
         {
             let mut servers = self.servers();
             ensure!(servers.apiserver.is_none(), "the API server runs already");
@@ -293,23 +268,15 @@ impl ControlPlane {
 
     fn signal_apiserver(&self, signal: Signal) -> Result<()> {
         let servers = self.servers();
-        let apiserver = servers
-            .apiserver
-            .as_ref()
-            .context("the API server does not run")?;
-        kill_process(Pid::from_child(&apiserver.process), signal)
-            .context("cannot signal the API server")
+        let apiserver = servers.apiserver.as_ref().context("the API server does not run")?;
+        kill_process(Pid::from_child(&apiserver.process), signal).context("cannot signal the API server")
     }
 
     fn restart_controllers(&self) -> Result<()> {
         let command = controllers_command(&self.binaries, &self.credentials);
         let mut servers = self.servers();
         servers.controllers = None;
-        servers.controllers = Some(Server::spawn(
-            "kube-controller-manager",
-            command,
-            &self.leash,
-        )?);
+        servers.controllers = Some(Server::spawn("kube-controller-manager", command, &self.leash)?);
         Ok(())
     }
 
@@ -322,11 +289,7 @@ impl ControlPlane {
         while !ready().await {
             self.servers().check()?;
             if started.elapsed() > READY_LIMIT {
-                bail!(
-                    "not ready after {} s\n{}",
-                    READY_LIMIT.as_secs(),
-                    self.servers().last_started().log_tail()
-                );
+                bail!("not ready after {} s\n{}", READY_LIMIT.as_secs(), self.servers().last_started().log_tail());
             }
             sleep(READY_POLL).await;
         }
@@ -355,11 +318,7 @@ impl Ports {
         // All are held until all are chosen, or one could be chosen twice.
         let held = [free_port()?, free_port()?, free_port()?];
         let [etcd, etcd_peers, apiserver] = held.map(|(port, _listener)| port);
-        Ok(Self {
-            etcd,
-            etcd_peers,
-            apiserver,
-        })
+        Ok(Self { etcd, etcd_peers, apiserver })
     }
 }
 
@@ -416,11 +375,7 @@ impl Server {
             std::io::Result::Ok(bytes)
         };
         let tail = tail().unwrap_or_else(|error| error.to_string().into_bytes());
-        format!(
-            "the end of {}'s log:\n{}",
-            self.name,
-            String::from_utf8_lossy(&tail)
-        )
+        format!("the end of {}'s log:\n{}", self.name, String::from_utf8_lossy(&tail))
     }
 }
 
@@ -447,40 +402,19 @@ fn etcd_command(binaries: &Binaries, ports: &Ports, folder: &Path) -> Command {
     command
 }
 
-fn apiserver_command(
-    binaries: &Binaries,
-    ports: &Ports,
-    credentials: &Credentials,
-    folder: &Path,
-) -> Command {
+fn apiserver_command(binaries: &Binaries, ports: &Ports, credentials: &Credentials, folder: &Path) -> Command {
     let mut command = Command::new(&binaries.apiserver);
     command
         .arg(format!("--etcd-servers=http://127.0.0.1:{}", ports.etcd))
         .arg(format!("--secure-port={}", ports.apiserver))
-        .args([
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",
-        ])
-        .args([
-            "--service-cluster-ip-range=10.0.0.0/24",
-            "--service-account-issuer=https://kubernetes.default.svc",
-        ])
-        .args([
-            "--authorization-mode=RBAC",
-            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
-        ])
+        .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+        .args(["--service-cluster-ip-range=10.0.0.0/24", "--service-account-issuer=https://kubernetes.default.svc"])
+        .args(["--authorization-mode=RBAC", "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"])
         .arg(flag("cert-dir", folder))
         .arg(flag("tls-cert-file", &credentials.certificate))
         .arg(flag("tls-private-key-file", &credentials.key))
-        .arg(flag(
-            "service-account-key-file",
-            &credentials.service_accounts_public_key,
-        ))
-        .arg(flag(
-            "service-account-signing-key-file",
-            &credentials.service_accounts_key,
-        ))
+        .arg(flag("service-account-key-file", &credentials.service_accounts_public_key))
+        .arg(flag("service-account-signing-key-file", &credentials.service_accounts_key))
         .arg(flag("token-auth-file", &credentials.tokens_file))
         .arg(flag("audit-policy-file", &folder.join("audit-policy.json")))
         .arg(flag("audit-log-path", &audit_path(folder)))
@@ -517,10 +451,7 @@ async fn is_ready(client: &Client) -> bool {
     let Ok(request) = http::Request::get("/readyz").body(Vec::new()) else {
         return false;
     };
-    matches!(
-        timeout(PROBE_LIMIT, client.request_text(request)).await,
-        Ok(Ok(_))
-    )
+    matches!(timeout(PROBE_LIMIT, client.request_text(request)).await, Ok(Ok(_)))
 }
 
 /// Established is said a moment before it is so.
@@ -529,10 +460,7 @@ async fn await_served(client: &Client, definition: &CustomResourceDefinition) {
     let Some(version) = spec.versions.iter().find(|version| version.served) else {
         return;
     };
-    let path = format!(
-        "/apis/{}/{}/{}?limit=1",
-        spec.group, version.name, spec.names.plural
-    );
+    let path = format!("/apis/{}/{}/{}?limit=1", spec.group, version.name, spec.names.plural);
     loop {
         let request = http::Request::get(&path).body(Vec::new());
         if let Ok(request) = request
@@ -547,8 +475,7 @@ async fn await_served(client: &Client, definition: &CustomResourceDefinition) {
 /// A client that does what it is told: no retries that a test does not see, no proxy.
 pub(crate) async fn client_of(kubeconfig: &Path) -> Result<Client> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-    let mut config =
-        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
     config.default_retry = false;
     Ok(Client::try_from(config)?)

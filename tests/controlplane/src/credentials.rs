@@ -4,9 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use ring::rand::{SystemRandom, generate};
 use serde_json::json;
 
@@ -47,9 +45,7 @@ impl Credentials {
             tokens_file: folder.join("tokens.csv"),
             admin: folder.join("admin.kubeconfig"),
             controllers: folder.join("controllers.kubeconfig"),
-            user_tokens: (0..USERS_MAX)
-                .map(|_| random_hex())
-                .collect::<Result<_>>()?,
+            user_tokens: (0..USERS_MAX).map(|_| random_hex()).collect::<Result<_>>()?,
             server: format!("https://127.0.0.1:{port}"),
         };
         made.write_certificates()?;
@@ -59,22 +55,15 @@ impl Credentials {
 
     /// Writes a kubeconfig for the user of that number, and returns where.
     pub fn user_kubeconfig(&self, index: usize) -> Result<PathBuf> {
-        let token = self
-            .user_tokens
-            .get(index)
-            .with_context(|| format!("all {USERS_MAX} users are taken"))?;
-        let path = self
-            .admin
-            .with_file_name(format!("{}.kubeconfig", user_name(index)));
+        let token = self.user_tokens.get(index).with_context(|| format!("all {USERS_MAX} users are taken"))?;
+        let path = self.admin.with_file_name(format!("{}.kubeconfig", user_name(index)));
         self.write_kubeconfig(&path, &user_name(index), token)?;
         Ok(path)
     }
 
     fn write_certificates(&self) -> Result<()> {
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "moneygo-controlplane");
+        params.distinguished_name.push(DnType::CommonName, "moneygo-controlplane");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
@@ -82,9 +71,7 @@ impl Credentials {
 
         let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(String::from);
         let mut params = CertificateParams::new(names)?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "kube-apiserver");
+        params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
         let key = KeyPair::generate()?;
         fs::write(&self.certificate, params.signed_by(&key, &authority)?.pem())?;
         fs::write(&self.key, key.serialize_pem())?;
@@ -98,19 +85,13 @@ impl Credentials {
     fn write_tokens(&mut self) -> Result<()> {
         let (admin, controllers) = (random_hex()?, random_hex()?);
         self.write_kubeconfig(&self.admin, "admin", &admin)?;
-        self.write_kubeconfig(
-            &self.controllers,
-            "system:kube-controller-manager",
-            &controllers,
-        )?;
+        self.write_kubeconfig(&self.controllers, "system:kube-controller-manager", &controllers)?;
         let mut lines = vec![
             format!("{admin},admin,admin,system:masters"),
             format!("{controllers},system:kube-controller-manager,controllers,system:masters"),
         ];
         let users = self.user_tokens.iter().enumerate();
-        lines.extend(
-            users.map(|(index, token)| format!("{token},{name},{name}", name = user_name(index))),
-        );
+        lines.extend(users.map(|(index, token)| format!("{token},{name},{name}", name = user_name(index))));
         fs::write(&self.tokens_file, lines.join("\n"))?;
         Ok(())
     }
@@ -140,8 +121,6 @@ pub fn user_name(index: usize) -> String {
 
 /// 128 random bits: a token, or a name that nobody else has.
 pub fn random_hex() -> Result<String> {
-    let random = generate::<[u8; 16]>(&SystemRandom::new())
-        .ok()
-        .context("the system has no randomness")?;
+    let random = generate::<[u8; 16]>(&SystemRandom::new()).ok().context("the system has no randomness")?;
     Ok(format!("{:032x}", u128::from_be_bytes(random.expose())))
 }

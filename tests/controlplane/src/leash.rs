@@ -5,7 +5,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::process::{Child, Command, Stdio};
 
 /// Waits until its standard input closes, kills the process group `$1` and removes the folder `$2`.
@@ -40,15 +40,11 @@ impl Leash {
     /// # Errors
     /// If there is no `sh`, or if the folder exists or cannot be created.
     pub fn new(folder: PathBuf) -> io::Result<Self> {
+        let folder = absolute(folder)?;
         let group = until_end_of_input("read -r _", &[])?;
-        let sweeper =
-            until_end_of_input(SWEEPER, &[group.id().to_string().as_ref(), folder.as_ref()])?;
+        let sweeper = until_end_of_input(SWEEPER, &[group.id().to_string().as_ref(), folder.as_ref()])?;
         // Only now: the sweeper must be there before there is something to sweep.
-        let leash = Self {
-            folder,
-            group,
-            sweeper,
-        };
+        let leash = Self { folder, group, sweeper };
         DirBuilder::new().mode(0o700).create(&leash.folder)?;
         Ok(leash)
     }

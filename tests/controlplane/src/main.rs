@@ -10,15 +10,8 @@ async fn main() -> Result<()> {
     let started = Instant::now();
     let control_plane = ControlPlane::start().await?;
     let (kubectl, kubeconfig) = (control_plane.kubectl(), control_plane.kubeconfig());
-    eprintln!(
-        "Ready after {:.1} s; Ctrl-C ends it.",
-        started.elapsed().as_secs_f32()
-    );
-    println!(
-        "{} --kubeconfig {}",
-        kubectl.display(),
-        kubeconfig.display()
-    );
+    eprintln!("Ready after {:.1} s; Ctrl-C ends it.", started.elapsed().as_secs_f32());
+    println!("{} --kubeconfig {}", kubectl.display(), kubeconfig.display());
     tokio::signal::ctrl_c().await?;
     control_plane.shutdown().await
 }

@@ -19,12 +19,7 @@ pub struct Progress {
 impl Progress {
     /// Begins a step. Prints nothing yet: a step that is over at once needs no words.
     pub fn new(step: impl Into<String>) -> Self {
-        Self {
-            step: step.into(),
-            started: Instant::now(),
-            printed: None,
-            terminal: stderr().is_terminal(),
-        }
+        Self { step: step.into(), started: Instant::now(), printed: None, terminal: stderr().is_terminal() }
     }
 
     /// Shows the time that has passed and what is being done right now. Cheap enough to be called in a loop.
@@ -39,30 +34,24 @@ impl Progress {
     }
 
     /// Ends the step with a last line, if it was ever shown.
-    pub fn done(mut self) {
-        if self.printed.take().is_some() {
-            self.print(&format!(
-                "{}: done in {}",
-                self.step,
-                clock(self.started.elapsed())
-            ));
+    pub fn done(self) {
+        if self.printed.is_some() {
+            self.print(&format!("{}: done in {}", self.step, clock(self.started.elapsed())));
         }
-        self.end_line();
     }
 
     // Standard error is written to directly: `eprint!` would be captured by the test harness until the test is over.
     fn print(&self, line: &str) {
-        let (before, after) = if self.terminal {
-            ("\r\x1b[2K", "")
-        } else {
-            ("", "\n")
-        };
+        let (before, after) = if self.terminal { ("\r\x1b[2K", "") } else { ("", "\n") };
         let _ = write!(stderr(), "{before}{line}{after}");
         let _ = stderr().flush();
     }
+}
 
-    fn end_line(&self) {
-        if self.terminal {
+impl Drop for Progress {
+    /// Whatever is printed next, an error perhaps, begins on a line of its own.
+    fn drop(&mut self) {
+        if self.terminal && self.printed.is_some() {
             let _ = writeln!(stderr());
         }
     }

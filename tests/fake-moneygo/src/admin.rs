@@ -46,10 +46,7 @@ pub(crate) fn answer(shared: &Arc<Shared>, head: &request::Parts, body: &[u8]) -
 }
 
 fn act(shared: &Arc<Shared>, head: &request::Parts, body: &[u8]) -> Result<Value, Refusal> {
-    let client = head
-        .uri
-        .query()
-        .and_then(|query| query.strip_prefix("client="));
+    let client = head.uri.query().and_then(|query| query.strip_prefix("client="));
     let path = head.uri.path().trim_start_matches(PREFIX);
     match (&head.method, path) {
         (&Method::GET, "ledger") => return Ok(ledger(shared, client)),
@@ -97,9 +94,7 @@ fn ledger(shared: &Shared, client: Option<&str>) -> Value {
     let now = now();
     let grants: Vec<Value> = shared.read(|state| {
         let all = state.ledger.grants().iter();
-        all.filter(|grant| client.is_none_or(|id| id == grant.client))
-            .map(|grant| grant_json(grant, now))
-            .collect()
+        all.filter(|grant| client.is_none_or(|id| id == grant.client)).map(|grant| grant_json(grant, now)).collect()
     });
     json!({ "grants": grants })
 }
@@ -127,9 +122,7 @@ fn grant_json(grant: &Grant, now: SystemTime) -> Value {
 fn requests(shared: &Shared, client: Option<&str>) -> Value {
     let requests: Vec<Value> = shared.read(|state| {
         let all = state.requests.iter();
-        all.filter(|request| client.is_none_or(|id| request.client.as_deref() == Some(id)))
-            .map(request_json)
-            .collect()
+        all.filter(|request| client.is_none_or(|id| request.client.as_deref() == Some(id))).map(request_json).collect()
     });
     json!({ "requests": requests })
 }
@@ -193,9 +186,7 @@ struct SettingsWish {
 fn put_settings(shared: &Shared, wish: &SettingsWish) {
     shared.write(|state| {
         let settings = &mut state.settings;
-        settings.expires_in = wish
-            .expires_in_secs
-            .map_or(settings.expires_in, |secs| secs.0);
+        settings.expires_in = wish.expires_in_secs.map_or(settings.expires_in, |secs| secs.0);
         settings.any_client = wish.any_client.unwrap_or(settings.any_client);
     });
 }
@@ -211,11 +202,7 @@ struct RateLimitWish {
 
 impl From<RateLimitWish> for RateLimit {
     fn from(wish: RateLimitWish) -> Self {
-        Self {
-            requests: wish.requests,
-            window: wish.window_secs.0,
-            retry_after: wish.retry_after,
-        }
+        Self { requests: wish.requests, window: wish.window_secs.0, retry_after: wish.retry_after }
     }
 }
 
@@ -331,15 +318,9 @@ impl From<AnswerWish> for Script {
             AnswerWish::Plain(PlainAnswer::Close) => Self::close(),
             AnswerWish::Plain(PlainAnswer::Reset) => Self::reset(),
             AnswerWish::Plain(PlainAnswer::Hang) => Self::hang(),
-            AnswerWish::Canned {
-                status,
-                headers,
-                body,
-            } => headers
-                .iter()
-                .fold(Self::canned(status, body), |script, (name, value)| {
-                    script.header(name, value)
-                }),
+            AnswerWish::Canned { status, headers, body } => {
+                headers.iter().fold(Self::canned(status, body), |script, (name, value)| script.header(name, value))
+            }
         }
     }
 }
@@ -349,13 +330,7 @@ impl From<PaceWish> for Pace {
         match wish {
             PaceWish::Whole => Self::Whole,
             PaceWish::Endless => Self::Endless,
-            PaceWish::Drip {
-                chunk_bytes,
-                interval_secs,
-            } => Self::Drip {
-                chunk_bytes,
-                interval: interval_secs.0,
-            },
+            PaceWish::Drip { chunk_bytes, interval_secs } => Self::Drip { chunk_bytes, interval: interval_secs.0 },
             PaceWish::CutAfter(bytes) => Self::CutAfter { bytes },
             PaceWish::ResetAfter(bytes) => Self::ResetAfter { bytes },
             PaceWish::HangAfter(bytes) => Self::HangAfter { bytes },
@@ -370,9 +345,7 @@ struct Secs(Duration);
 impl<'de> Deserialize<'de> for Secs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let secs = f64::deserialize(deserializer)?;
-        Duration::try_from_secs_f64(secs)
-            .map(Self)
-            .map_err(serde::de::Error::custom)
+        Duration::try_from_secs_f64(secs).map(Self).map_err(serde::de::Error::custom)
     }
 }
 

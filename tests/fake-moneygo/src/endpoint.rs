@@ -28,12 +28,7 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub fn new(status: u16, error: &'static str, description: impl Into<String>) -> Self {
-        Self {
-            status,
-            error,
-            description: description.into(),
-            headers: Vec::new(),
-        }
+        Self { status, error, description: description.into(), headers: Vec::new() }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -53,69 +48,38 @@ impl From<Refusal> for Canned {
 
 /// The headers are those of RFC 6749 §5.1.
 pub(crate) fn json_answer(status: u16, body: &Value) -> Canned {
-    let headers = [
-        ("content-type", "application/json"),
-        ("cache-control", "no-store"),
-        ("pragma", "no-cache"),
-    ];
+    let headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("pragma", "no-cache")];
     Canned {
         status,
-        headers: headers
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into(),
+        headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         body: body.to_string().into(),
     }
 }
 
 /// Checks the request and makes the grant.
-pub(crate) fn grant(
-    state: &mut State,
-    asked: &Asked<'_>,
-    now: SystemTime,
-) -> Result<Grant, Refusal> {
+pub(crate) fn grant(state: &mut State, asked: &Asked<'_>, now: SystemTime) -> Result<Grant, Refusal> {
     check_content_type(asked.headers)?;
     let [grant_type, client, secret, scope] = fields(asked.body)?;
     if grant_type != "client_credentials" {
-        return Err(Refusal::new(
-            400,
-            "unsupported_grant_type",
-            "only client_credentials",
-        ));
+        return Err(Refusal::new(400, "unsupported_grant_type", "only client_credentials"));
     }
     check_rate(state, client, now)?;
     if !state.knows(client, secret) {
-        return Err(Refusal::new(
-            401,
-            "invalid_client",
-            "no such client, or another secret",
-        ));
+        return Err(Refusal::new(401, "invalid_client", "no such client, or another secret"));
     }
     if !state.allows_scope(scope) {
         return Err(Refusal::new(400, "invalid_scope", "no such scope"));
     }
-    let ask = Ask {
-        client,
-        scope,
-        lifetime: state.lifetime_of(client),
-    };
+    let ask = Ask { client, scope, lifetime: state.lifetime_of(client) };
     let prefix = &state.settings.token_prefix;
-    Ok(state
-        .ledger
-        .issue(&ask, state.settings.mode, now, |n| fresh_token(prefix, n)))
+    Ok(state.ledger.issue(&ask, state.settings.mode, now, |n| fresh_token(prefix, n)))
 }
 
 /// The documented success.
 pub(crate) fn success(grant: &Grant, now: SystemTime) -> Canned {
     let left = grant.expires.duration_since(now).unwrap_or_default();
-    let expires_in = if grant.repeated {
-        left.as_secs().into()
-    } else {
-        seconds(left)
-    };
-    json_answer(
-        200,
-        &json!({ "token_type": "Bearer", "expires_in": expires_in, "access_token": grant.token }),
-    )
+    let expires_in = if grant.repeated { left.as_secs().into() } else { seconds(left) };
+    json_answer(200, &json!({ "token_type": "Bearer", "expires_in": expires_in, "access_token": grant.token }))
 }
 
 fn seconds(lifetime: Duration) -> Value {
@@ -134,11 +98,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     if essence.trim().eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(Refusal::new(
-        415,
-        "invalid_request",
-        "the content type must be application/json",
-    ))
+    Err(Refusal::new(415, "invalid_request", "the content type must be application/json"))
 }
 
 fn fields(body: Option<&Value>) -> Result<[&str; 4], Refusal> {
@@ -147,13 +107,10 @@ fn fields(body: Option<&Value>) -> Result<[&str; 4], Refusal> {
         .ok_or_else(|| Refusal::new(400, "invalid_request", "the body must be a JSON object"))?;
     let mut values = [""; 4];
     for (value, name) in values.iter_mut().zip(FIELDS) {
-        *value = object.get(name).and_then(Value::as_str).ok_or_else(|| {
-            Refusal::new(
-                400,
-                "invalid_request",
-                format!("{name} must be there, as a string"),
-            )
-        })?;
+        *value = object
+            .get(name)
+            .and_then(Value::as_str)
+            .ok_or_else(|| Refusal::new(400, "invalid_request", format!("{name} must be there, as a string")))?;
     }
     Ok(values)
 }

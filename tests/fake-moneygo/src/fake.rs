@@ -124,18 +124,8 @@ impl Builder {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(self.state));
-        let task = tokio::spawn(server::serve(
-            Arc::clone(&shared),
-            listener,
-            address,
-            acceptor,
-        ));
-        Ok(FakeMoneyGo {
-            shared,
-            address,
-            ca_pem,
-            task,
-        })
+        let task = tokio::spawn(server::serve(Arc::clone(&shared), listener, address, acceptor));
+        Ok(FakeMoneyGo { shared, address, ca_pem, task })
     }
 }
 
@@ -149,9 +139,7 @@ pub struct FakeMoneyGo {
 
 impl fmt::Debug for FakeMoneyGo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FakeMoneyGo")
-            .field("url", &self.url())
-            .finish_non_exhaustive()
+        f.debug_struct("FakeMoneyGo").field("url", &self.url()).finish_non_exhaustive()
     }
 }
 
@@ -184,11 +172,7 @@ impl FakeMoneyGo {
     /// `http://127.0.0.1:PORT`, or `https`.
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = if self.ca_pem.is_some() {
-            "https"
-        } else {
-            "http"
-        };
+        let scheme = if self.ca_pem.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
@@ -215,8 +199,7 @@ impl FakeMoneyGo {
 impl FakeMoneyGo {
     /// Adds a client, or replaces the secret of one.
     pub fn add_client(&self, id: &str, secret: &str) {
-        self.shared
-            .write(|state| state.secrets.insert(id.to_owned(), secret.to_owned()));
+        self.shared.write(|state| state.secrets.insert(id.to_owned(), secret.to_owned()));
     }
 
     /// Replaces a client's secret; its tokens live on. The same as [`add_client`](Self::add_client).
@@ -231,14 +214,12 @@ impl FakeMoneyGo {
 
     /// Whether clients that are not known are accepted.
     pub fn set_any_client(&self, accept: bool) {
-        self.shared
-            .write(|state| state.settings.any_client = accept);
+        self.shared.write(|state| state.settings.any_client = accept);
     }
 
     /// The lifetime of tokens from now on: at most a hundred years.
     pub fn set_expires_in(&self, lifetime: Duration) {
-        self.shared
-            .write(|state| state.settings.expires_in = lifetime);
+        self.shared.write(|state| state.settings.expires_in = lifetime);
     }
 
     /// The lifetime of one client's tokens from now on; `None`: that of all.
@@ -274,19 +255,15 @@ impl FakeMoneyGo {
         let wanted = outage != Some(Outage::Refused);
         let mut listening = self.shared.listening.subscribe();
         let change = listening.wait_for(|&now| now == wanted);
-        let changed = tokio::time::timeout(LISTENING_TIMEOUT, change)
-            .await
-            .is_ok();
-        changed.then_some(()).ok_or_else(|| TimedOut {
-            wanted: format!("listening = {wanted}"),
-            timeout: LISTENING_TIMEOUT,
-        })
+        let changed = tokio::time::timeout(LISTENING_TIMEOUT, change).await.is_ok();
+        changed
+            .then_some(())
+            .ok_or_else(|| TimedOut { wanted: format!("listening = {wanted}"), timeout: LISTENING_TIMEOUT })
     }
 
     /// Adds to the scripted answers for one client.
     pub fn script(&self, client: &str, script: Script) {
-        self.shared
-            .write(|state| state.scripts.push(Some(client), script));
+        self.shared.write(|state| state.scripts.push(Some(client), script));
     }
 
     /// Adds to the scripted answers for all clients, and for requests that name none.
@@ -349,8 +326,7 @@ impl FakeMoneyGo {
     /// One client's requests, in the order of arrival.
     #[must_use]
     pub fn requests_of(&self, client: &str) -> Vec<Request> {
-        self.shared
-            .read(|state| state.requests_of(client).cloned().collect())
+        self.shared.read(|state| state.requests_of(client).cloned().collect())
     }
 
     /// How many requests arrived.
@@ -369,13 +345,10 @@ impl FakeMoneyGo {
     #[must_use]
     pub fn status_counts(&self) -> BTreeMap<Option<u16>, usize> {
         self.shared.read(|state| {
-            state
-                .requests
-                .iter()
-                .fold(BTreeMap::new(), |mut counts, request| {
-                    *counts.entry(request.status).or_default() += 1;
-                    counts
-                })
+            state.requests.iter().fold(BTreeMap::new(), |mut counts, request| {
+                *counts.entry(request.status).or_default() += 1;
+                counts
+            })
         })
     }
 
@@ -404,37 +377,24 @@ impl FakeMoneyGo {
     ///
     /// # Errors
     /// Where it has fewer at the timeout.
-    pub async fn wait_for_grants(
-        &self,
-        client: &str,
-        count: usize,
-        timeout: Duration,
-    ) -> Result<Vec<Grant>, TimedOut> {
+    pub async fn wait_for_grants(&self, client: &str, count: usize, timeout: Duration) -> Result<Vec<Grant>, TimedOut> {
         let enough = |state: &State| {
             let ledger = &state.ledger;
             (ledger.count_of(client) >= count).then(|| ledger.grants_of(client))
         };
-        self.shared
-            .wait(format!("{count} grants of {client}"), timeout, enough)
-            .await
+        self.shared.wait(format!("{count} grants of {client}"), timeout, enough).await
     }
 
     /// Waits until there are at least `count` grants of all clients together, and returns them all.
     ///
     /// # Errors
     /// Where there are fewer at the timeout.
-    pub async fn wait_for_total_grants(
-        &self,
-        count: usize,
-        timeout: Duration,
-    ) -> Result<Vec<Grant>, TimedOut> {
+    pub async fn wait_for_total_grants(&self, count: usize, timeout: Duration) -> Result<Vec<Grant>, TimedOut> {
         let enough = |state: &State| {
             let grants = state.ledger.grants();
             (grants.len() >= count).then(|| grants.to_vec())
         };
-        self.shared
-            .wait(format!("{count} grants"), timeout, enough)
-            .await
+        self.shared.wait(format!("{count} grants"), timeout, enough).await
     }
 
     /// Waits until at least `count` requests of a client have arrived, answered or not, and returns them all.
@@ -451,9 +411,7 @@ impl FakeMoneyGo {
             let requests: Vec<_> = state.requests_of(client).cloned().collect();
             (requests.len() >= count).then_some(requests)
         };
-        self.shared
-            .wait(format!("{count} requests of {client}"), timeout, enough)
-            .await
+        self.shared.wait(format!("{count} requests of {client}"), timeout, enough).await
     }
 
     /// Waits until at least `count` requests of a client were given this status, and returns those.
@@ -468,19 +426,11 @@ impl FakeMoneyGo {
         timeout: Duration,
     ) -> Result<Vec<Request>, TimedOut> {
         let enough = |state: &State| {
-            let given = state
-                .requests_of(client)
-                .filter(|request| request.status == Some(status));
+            let given = state.requests_of(client).filter(|request| request.status == Some(status));
             let requests: Vec<_> = given.cloned().collect();
             (requests.len() >= count).then_some(requests)
         };
-        self.shared
-            .wait(
-                format!("{count} answers {status} to {client}"),
-                timeout,
-                enough,
-            )
-            .await
+        self.shared.wait(format!("{count} answers {status} to {client}"), timeout, enough).await
     }
 
     /// Waits until at least `count` requests are held.

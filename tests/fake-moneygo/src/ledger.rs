@@ -128,13 +128,7 @@ impl Ledger {
     }
 
     /// Records a grant as `mode` has it; `fresh` makes a token from the grant's number.
-    pub fn issue(
-        &mut self,
-        ask: &Ask<'_>,
-        mode: Mode,
-        now: SystemTime,
-        fresh: impl FnOnce(u64) -> String,
-    ) -> Grant {
+    pub fn issue(&mut self, ask: &Ask<'_>, mode: Mode, now: SystemTime, fresh: impl FnOnce(u64) -> String) -> Grant {
         if mode == Mode::SameWhileAlive
             && let Some(living) = self.living(ask, now)
         {
@@ -159,18 +153,12 @@ impl Ledger {
     }
 
     fn living(&self, ask: &Ask<'_>, now: SystemTime) -> Option<usize> {
-        self.of(ask.client)
-            .rev()
-            .find(|&i| self.grants[i].scope == ask.scope && self.grants[i].is_alive(now))
+        self.of(ask.client).rev().find(|&i| self.grants[i].scope == ask.scope && self.grants[i].is_alive(now))
     }
 
     fn repeat(&mut self, living: usize, now: SystemTime) -> Grant {
-        let grant = Grant {
-            sequence: self.next_sequence(),
-            issued: now,
-            repeated: true,
-            ..self.grants[living].clone()
-        };
+        let grant =
+            Grant { sequence: self.next_sequence(), issued: now, repeated: true, ..self.grants[living].clone() };
         self.push(grant)
     }
 
@@ -191,14 +179,8 @@ impl Ledger {
 
     fn push(&mut self, grant: Grant) -> Grant {
         let index = self.grants.len();
-        self.by_client
-            .entry(grant.client.clone())
-            .or_default()
-            .push(index);
-        self.by_token
-            .entry(grant.token.clone())
-            .or_default()
-            .push(index);
+        self.by_client.entry(grant.client.clone()).or_default().push(index);
+        self.by_token.entry(grant.token.clone()).or_default().push(index);
         self.grants.push(grant.clone());
         grant
     }
@@ -221,11 +203,7 @@ mod tests {
     }
 
     fn issue(ledger: &mut Ledger, mode: Mode, scope: &str, now: SystemTime) -> Grant {
-        let ask = Ask {
-            client: "a",
-            scope,
-            lifetime: Duration::from_secs(10),
-        };
+        let ask = Ask { client: "a", scope, lifetime: Duration::from_secs(10) };
         ledger.issue(&ask, mode, now, |n| format!("t{n}"))
     }
 
@@ -248,21 +226,14 @@ mod tests {
     fn revoking_spares_other_clients_and_what_has_expired() {
         let mut ledger = Ledger::default();
         issue(&mut ledger, Mode::Independent, "api", at(0));
-        let other = Ask {
-            client: "b",
-            scope: "api",
-            lifetime: Duration::from_secs(100),
-        };
+        let other = Ask { client: "b", scope: "api", lifetime: Duration::from_secs(100) };
         ledger.issue(&other, Mode::Independent, at(0), |_| "other".into());
         issue(&mut ledger, Mode::Independent, "other", at(5000));
         issue(&mut ledger, Mode::RevokePrevious, "api", at(12_000));
         assert_eq!(ledger.state_of("t1", at(12_000)), TokenState::Expired);
         assert_eq!(ledger.state_of("other", at(12_000)), TokenState::Alive);
         assert_eq!(ledger.state_of("t3", at(11_999)), TokenState::Alive);
-        assert_eq!(
-            ledger.state_of("t3", at(20_000)),
-            TokenState::Revoked { since: at(12_000) }
-        );
+        assert_eq!(ledger.state_of("t3", at(20_000)), TokenState::Revoked { since: at(12_000) });
         assert_eq!(ledger.state_of("t4", at(12_000)), TokenState::Alive);
     }
 
@@ -271,18 +242,9 @@ mod tests {
         let mut ledger = Ledger::default();
         let first = issue(&mut ledger, Mode::SameWhileAlive, "api", at(0));
         let again = issue(&mut ledger, Mode::SameWhileAlive, "api", at(9999));
-        assert_eq!(
-            (again.token, again.expires, again.repeated),
-            (first.token, first.expires, true)
-        );
-        assert_eq!(
-            issue(&mut ledger, Mode::SameWhileAlive, "b", at(9999)).token,
-            "t3"
-        );
-        assert_eq!(
-            issue(&mut ledger, Mode::SameWhileAlive, "api", at(10_000)).token,
-            "t4"
-        );
+        assert_eq!((again.token, again.expires, again.repeated), (first.token, first.expires, true));
+        assert_eq!(issue(&mut ledger, Mode::SameWhileAlive, "b", at(9999)).token, "t3");
+        assert_eq!(issue(&mut ledger, Mode::SameWhileAlive, "api", at(10_000)).token, "t4");
         assert_eq!(ledger.grants_of("a").len(), 4);
         assert_eq!(ledger.grants().len(), ledger.count_of("a"));
     }
@@ -293,11 +255,7 @@ mod tests {
         issue(&mut ledger, Mode::SameWhileAlive, "api", at(0));
         issue(&mut ledger, Mode::SameWhileAlive, "api", at(1));
         issue(&mut ledger, Mode::RevokePrevious, "api", at(2));
-        let revoked: Vec<_> = ledger
-            .grants()
-            .iter()
-            .map(|grant| grant.revoked_at)
-            .collect();
+        let revoked: Vec<_> = ledger.grants().iter().map(|grant| grant.revoked_at).collect();
         assert_eq!(revoked, [Some(at(2)), Some(at(2)), None]);
     }
 
@@ -307,21 +265,10 @@ mod tests {
         for n in 0..4 {
             issue(&mut ledger, Mode::MaxLive(2), "api", at(n));
         }
-        let alive: Vec<_> = ledger
-            .grants()
-            .iter()
-            .map(|grant| grant.is_alive(at(4)))
-            .collect();
+        let alive: Vec<_> = ledger.grants().iter().map(|grant| grant.is_alive(at(4))).collect();
         assert_eq!(alive, [false, false, true, true]);
         issue(&mut ledger, Mode::MaxLive(0), "api", at(5));
-        assert_eq!(
-            ledger
-                .grants()
-                .iter()
-                .filter(|grant| grant.is_alive(at(5)))
-                .count(),
-            1
-        );
+        assert_eq!(ledger.grants().iter().filter(|grant| grant.is_alive(at(5))).count(), 1);
     }
 
     #[test]

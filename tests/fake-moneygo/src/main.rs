@@ -71,15 +71,9 @@ fn secs(text: &str) -> Result<Duration, String> {
 
 fn rate_limit(text: &str) -> Result<RateLimit, String> {
     let (requests, window) = text.split_once('/').ok_or("REQUESTS/SECONDS is wanted")?;
-    let requests = requests
-        .parse()
-        .map_err(|_| "a number of requests is wanted")?;
+    let requests = requests.parse().map_err(|_| "a number of requests is wanted")?;
     let window = secs(window)?;
-    Ok(RateLimit {
-        requests,
-        window,
-        retry_after: RetryAfter::Seconds,
-    })
+    Ok(RateLimit { requests, window, retry_after: RetryAfter::Seconds })
 }
 
 impl Arguments {
@@ -122,10 +116,7 @@ async fn main() -> anyhow::Result<()> {
     // Before the URL is printed: whoever reads it may signal at once.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let fake = arguments
-        .start()
-        .await
-        .with_context(|| format!("cannot serve on {}", arguments.listen))?;
+    let fake = arguments.start().await.with_context(|| format!("cannot serve on {}", arguments.listen))?;
     if let (Some(path), Some(pem)) = (&arguments.ca_out, fake.ca_pem()) {
         std::fs::write(path, pem).with_context(|| format!("cannot write {}", path.display()))?;
     }

@@ -85,14 +85,7 @@ pub enum Pace {
 
 impl Script {
     fn new(answer: Answer) -> Self {
-        Self {
-            answer,
-            after_grant: false,
-            delay: Duration::ZERO,
-            pace: Pace::Whole,
-            remaining: Some(1),
-            when: None,
-        }
+        Self { answer, after_grant: false, delay: Duration::ZERO, pace: Pace::Whole, remaining: Some(1), when: None }
     }
 
     /// The genuine answer, to be late, cut or slow; or to let a number of requests pass before the next script.
@@ -104,11 +97,7 @@ impl Script {
     /// This status (200 to 999), with no headers and this body. What cannot be sent is answered with 500 and `invalid script`.
     #[must_use]
     pub fn canned(status: u16, body: impl Into<Bytes>) -> Self {
-        Self::new(Answer::Canned(Canned {
-            status,
-            headers: Vec::new(),
-            body: body.into(),
-        }))
+        Self::new(Answer::Canned(Canned { status, headers: Vec::new(), body: body.into() }))
     }
 
     /// This status with an empty body.
@@ -226,11 +215,7 @@ pub(crate) struct Scripts {
 impl Scripts {
     pub fn push(&mut self, client: Option<&str>, script: Script) {
         match client {
-            Some(client) => self
-                .by_client
-                .entry(client.to_owned())
-                .or_default()
-                .push_back(script),
+            Some(client) => self.by_client.entry(client.to_owned()).or_default().push_back(script),
             None => self.for_all.push_back(script),
         }
     }
@@ -276,8 +261,7 @@ impl Canned {
             Ok(_) | Err(_) => return invalid_script(),
         };
         let headers = response.headers_mut();
-        let framed = headers.contains_key(header::TRANSFER_ENCODING)
-            || headers.contains_key(header::CONTENT_LENGTH);
+        let framed = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
         if pace != Pace::Endless && !framed {
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
@@ -293,13 +277,8 @@ fn invalid_script() -> Response<AnswerBody> {
 
 fn paced(body: Bytes, pace: Pace) -> AnswerBody {
     match pace {
-        Pace::Whole => Full::new(body)
-            .map_err(|never| match never {})
-            .boxed_unsync(),
-        Pace::Drip {
-            chunk_bytes,
-            interval,
-        } => streamed(drip(body, chunk_bytes.max(1), interval)),
+        Pace::Whole => Full::new(body).map_err(|never| match never {}).boxed_unsync(),
+        Pace::Drip { chunk_bytes, interval } => streamed(drip(body, chunk_bytes.max(1), interval)),
         Pace::CutAfter { bytes } | Pace::ResetAfter { bytes } => {
             streamed(first(&body, bytes).chain(stream::once(cut())))
         }
@@ -323,11 +302,7 @@ async fn cut() -> io::Result<Bytes> {
     Err(io::ErrorKind::ConnectionAborted.into())
 }
 
-fn drip(
-    body: Bytes,
-    chunk_bytes: usize,
-    interval: Duration,
-) -> impl stream::Stream<Item = io::Result<Bytes>> {
+fn drip(body: Bytes, chunk_bytes: usize, interval: Duration) -> impl stream::Stream<Item = io::Result<Bytes>> {
     stream::unfold(body, move |mut rest| async move {
         if rest.is_empty() {
             return None;
@@ -378,9 +353,6 @@ mod tests {
         scripts.push(None, Script::status(502));
         assert_eq!(status_of(scripts.take(None, NOW)), Some(502));
         assert_eq!(status_of(scripts.take(None, NOW)), None);
-        assert_eq!(
-            status_of(scripts.take(None, NOW + Duration::from_secs(1))),
-            Some(500)
-        );
+        assert_eq!(status_of(scripts.take(None, NOW + Duration::from_secs(1))), Some(500));
     }
 }

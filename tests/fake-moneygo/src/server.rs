@@ -159,10 +159,7 @@ async fn route(
     ending: &SharedEnding,
 ) -> Result<Response<AnswerBody>, NoAnswer> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BODY_BYTES)
-        .collect()
-        .await
-        .map(http_body_util::Collected::to_bytes);
+    let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map(http_body_util::Collected::to_bytes);
     let body = match body {
         Ok(body) => Some(body),
         Err(error) if error.is::<LengthLimitError>() => None,
@@ -174,11 +171,7 @@ async fn route(
     if head.uri.path() == "/protected" && head.method == Method::GET {
         return protected(shared, &head.headers);
     }
-    let asked = Arrived {
-        json: body.as_deref().and_then(parse),
-        too_large: body.is_none(),
-        head,
-    };
+    let asked = Arrived { json: body.as_deref().and_then(parse), too_large: body.is_none(), head };
     let number = record(shared, &asked, connection);
     let answer = answer(shared, &asked, number, ending).await?;
     let status = answer.status().as_u16();
@@ -268,11 +261,7 @@ fn check_head(asked: &Arrived) -> Result<(), Refusal> {
         return Err(refusal.header("allow", right_method.as_str()));
     }
     if asked.too_large {
-        return Err(Refusal::new(
-            413,
-            "invalid_request",
-            "the body is over 64 KiB",
-        ));
+        return Err(Refusal::new(413, "invalid_request", "the body is over 64 KiB"));
     }
     Ok(())
 }
@@ -288,22 +277,13 @@ fn away(shared: &Shared) -> Option<Result<Response<AnswerBody>, NoAnswer>> {
 }
 
 /// The script's answer, with the grant made where it calls for one.
-fn resolve(
-    shared: &Shared,
-    asked: &Arrived,
-    number: u64,
-    answer: Answer,
-    after_grant: bool,
-) -> Answer {
+fn resolve(shared: &Shared, asked: &Arrived, number: u64, answer: Answer, after_grant: bool) -> Answer {
     if !after_grant && !matches!(answer, Answer::Endpoint) {
         return answer;
     }
     let granted = shared.write(|state| {
         let now = now();
-        let asked = Asked {
-            headers: &asked.head.headers,
-            body: asked.json.as_ref(),
-        };
+        let asked = Asked { headers: &asked.head.headers, body: asked.json.as_ref() };
         let grant = endpoint::grant(state, &asked, now)?;
         if let Some(request) = recorded(&mut state.requests, number) {
             request.grant = Some(grant.sequence);
@@ -321,11 +301,7 @@ fn resolve(
     }
 }
 
-async fn send(
-    answer: Answer,
-    pace: Pace,
-    ending: &SharedEnding,
-) -> Result<Response<AnswerBody>, NoAnswer> {
+async fn send(answer: Answer, pace: Pace, ending: &SharedEnding) -> Result<Response<AnswerBody>, NoAnswer> {
     let set_ending = |how| *ending.lock().unwrap_or_else(PoisonError::into_inner) = how;
     match answer {
         Answer::Canned(canned) => {
@@ -352,17 +328,14 @@ fn protected(shared: &Shared, headers: &HeaderMap) -> Result<Response<AnswerBody
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "));
     let answer = shared.write(|state| {
-        let alive =
-            token.is_some_and(|token| state.ledger.state_of(token, now()) == TokenState::Alive);
+        let alive = token.is_some_and(|token| state.ledger.state_of(token, now()) == TokenState::Alive);
         if alive {
             state.protected.accepted += 1;
             json_answer(200, &json!({ "ok": true }))
         } else {
             state.protected.refused += 1;
             let refusal = Refusal::new(401, "invalid_token", "no live token");
-            refusal
-                .header("www-authenticate", "Bearer error=\"invalid_token\"")
-                .into()
+            refusal.header("www-authenticate", "Bearer error=\"invalid_token\"").into()
         }
     });
     Ok(answer.respond(Pace::Whole))

@@ -138,9 +138,7 @@ pub(crate) struct State {
 
 impl State {
     pub fn knows(&self, client: &str, secret: &str) -> bool {
-        self.secrets
-            .get(client)
-            .map_or(self.settings.any_client, |known| known == secret)
+        self.secrets.get(client).map_or(self.settings.any_client, |known| known == secret)
     }
 
     pub fn allows_scope(&self, scope: &str) -> bool {
@@ -151,20 +149,12 @@ impl State {
     }
 
     pub fn lifetime_of(&self, client: &str) -> Duration {
-        let lifetime = self
-            .lifetimes
-            .get(client)
-            .copied()
-            .unwrap_or(self.settings.expires_in);
+        let lifetime = self.lifetimes.get(client).copied().unwrap_or(self.settings.expires_in);
         lifetime.min(MAX_LIFETIME)
     }
 
     /// Counts a request, or says how long its client has to wait.
-    pub fn rate_limited(
-        &mut self,
-        client: &str,
-        now: SystemTime,
-    ) -> Option<(Duration, RetryAfter)> {
+    pub fn rate_limited(&mut self, client: &str, now: SystemTime) -> Option<(Duration, RetryAfter)> {
         let limit = self.settings.rate_limit?;
         let window = limit.window.min(MAX_WINDOW);
         let recent = self.recent.entry(client.to_owned()).or_default();
@@ -174,16 +164,11 @@ impl State {
             return None;
         }
         let free_at = recent.front().map_or(now, |&oldest| oldest) + window;
-        Some((
-            free_at.duration_since(now).unwrap_or_default(),
-            limit.retry_after,
-        ))
+        Some((free_at.duration_since(now).unwrap_or_default(), limit.retry_after))
     }
 
     pub fn requests_of<'a>(&'a self, client: &'a str) -> impl Iterator<Item = &'a Request> {
-        self.requests
-            .iter()
-            .filter(move |request| request.client.as_deref() == Some(client))
+        self.requests.iter().filter(move |request| request.client.as_deref() == Some(client))
     }
 }
 
@@ -312,21 +297,12 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn in_time<T>(
-    wanted: String,
-    timeout: Duration,
-    event: impl Future<Output = T>,
-) -> Result<T, TimedOut> {
-    tokio::time::timeout(timeout, event)
-        .await
-        .map_err(|_| TimedOut { wanted, timeout })
+async fn in_time<T>(wanted: String, timeout: Duration, event: impl Future<Output = T>) -> Result<T, TimedOut> {
+    tokio::time::timeout(timeout, event).await.map_err(|_| TimedOut { wanted, timeout })
 }
 
 /// The wall clock, which the judged tokens live by.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this crate's one read of the clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "this crate's one read of the clock")]
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }

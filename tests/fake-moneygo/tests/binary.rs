@@ -29,34 +29,23 @@ async fn run(arguments: &[&str]) -> (Child, String) {
 
 fn client() -> reqwest::ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(10))
+    Client::builder().no_proxy().timeout(Duration::from_secs(10))
 }
 
 impl Running {
     async fn new(arguments: &[&str]) -> Self {
         let (child, url) = run(arguments).await;
-        Self {
-            _child: child,
-            url,
-            http: client().build().unwrap(),
-        }
+        Self { _child: child, url, http: client().build().unwrap() }
     }
 
     async fn send(&self, request: &str, body: &Value) -> (u16, Value) {
         let (method, path) = request.split_once(' ').unwrap();
         let method = method.parse().unwrap();
         let request = self.http.request(method, format!("{}{path}", self.url));
-        let request = request
-            .header("content-type", "application/json")
-            .body(body.to_string());
+        let request = request.header("content-type", "application/json").body(body.to_string());
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
-        (
-            status,
-            serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default(),
-        )
+        (status, serde_json::from_str(&response.text().await.unwrap()).unwrap_or_default())
     }
 
     async fn admin(&self, request: &str, body: Value) -> Value {
@@ -83,55 +72,28 @@ async fn its_ledger_and_settings_are_reached_over_http() {
     assert_eq!(fake.ask("b").await.0, 401);
     let new = json!({"id": "b", "secret": "sesame", "expires_in_secs": 7});
     fake.admin("POST /_admin/clients", new).await;
-    fake.admin("POST /_admin/mode", json!("revoke_previous"))
-        .await;
+    fake.admin("POST /_admin/mode", json!("revoke_previous")).await;
     assert_eq!(fake.ask("b").await.1["expires_in"], 7);
     fake.ask("b").await;
-    fake.admin("POST /_admin/mode", json!({"max_live": 2}))
-        .await;
+    fake.admin("POST /_admin/mode", json!({"max_live": 2})).await;
     let ledger = fake.admin("GET /_admin/ledger?client=b", Value::Null).await;
-    let states: Vec<_> = ledger["grants"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|g| &g["state"])
-        .collect();
+    let states: Vec<_> = ledger["grants"].as_array().unwrap().iter().map(|g| &g["state"]).collect();
     assert_eq!(states, ["revoked", "alive"]);
-    fake.admin("DELETE /_admin/clients?client=b", Value::Null)
-        .await;
+    fake.admin("DELETE /_admin/clients?client=b", Value::Null).await;
     assert_eq!(fake.ask("b").await.0, 401);
-    fake.admin(
-        "POST /_admin/settings",
-        json!({"any_client": true, "expires_in_secs": 9}),
-    )
-    .await;
+    fake.admin("POST /_admin/settings", json!({"any_client": true, "expires_in_secs": 9})).await;
     assert_eq!(fake.ask("c").await.1["expires_in"], 9);
-    fake.admin(
-        "POST /_admin/rate-limit",
-        json!({"requests": 0, "window_secs": 60}),
-    )
-    .await;
+    fake.admin("POST /_admin/rate-limit", json!({"requests": 0, "window_secs": 60})).await;
     assert_eq!(fake.ask("a").await.0, 429);
     fake.admin("POST /_admin/rate-limit", Value::Null).await;
-    fake.admin("POST /_admin/outage", json!({"how": "unavailable"}))
-        .await;
+    fake.admin("POST /_admin/outage", json!({"how": "unavailable"})).await;
     assert_eq!(fake.ask("a").await.0, 503);
-    fake.admin("POST /_admin/outage", json!({"how": null}))
-        .await;
-    let requests = fake
-        .admin("GET /_admin/requests?client=a", Value::Null)
-        .await;
-    let given = requests["requests"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|r| &r["status"]);
+    fake.admin("POST /_admin/outage", json!({"how": null})).await;
+    let requests = fake.admin("GET /_admin/requests?client=a", Value::Null).await;
+    let given = requests["requests"].as_array().unwrap().iter().map(|r| &r["status"]);
     assert_eq!(given.collect::<Vec<_>>(), [200, 429, 503]);
     let counts = fake.admin("GET /_admin/counts", Value::Null).await;
-    assert_eq!(
-        (&counts["requests"], &counts["grants"]),
-        (&json!(8), &json!(4))
-    );
+    assert_eq!((&counts["requests"], &counts["grants"]), (&json!(8), &json!(4)));
 }
 
 #[tokio::test]
@@ -155,18 +117,9 @@ async fn its_scripts_are_set_over_http() {
     assert_eq!(fake.ask("a").await.0, 200);
     for (request, bad) in [
         ("POST /_admin/script", json!({"answer": "what"})),
-        (
-            "POST /_admin/script",
-            json!({"answer": "hang", "times": 1, "forever": true}),
-        ),
-        (
-            "POST /_admin/script",
-            json!({"answer": "hang", "delay_secs": -1}),
-        ),
-        (
-            "POST /_admin/script",
-            json!({"answer": "hang", "delay_secs": 1e9}),
-        ),
+        ("POST /_admin/script", json!({"answer": "hang", "times": 1, "forever": true})),
+        ("POST /_admin/script", json!({"answer": "hang", "delay_secs": -1})),
+        ("POST /_admin/script", json!({"answer": "hang", "delay_secs": 1e9})),
         ("POST /_admin/outage", json!({"how": "refused"})),
         ("POST /_admin/mode", json!("what")),
         ("DELETE /_admin/clients", Value::Null),
@@ -184,14 +137,7 @@ async fn it_writes_its_authority_and_ends_on_sigterm() {
     std::fs::remove_file(&file).unwrap();
     let root = reqwest::Certificate::from_pem(&pem).unwrap();
     let http = client().tls_certs_only([root]).build().unwrap();
-    assert_eq!(
-        http.get(format!("{url}/protected"))
-            .send()
-            .await
-            .unwrap()
-            .status(),
-        401
-    );
+    assert_eq!(http.get(format!("{url}/protected")).send().await.unwrap().status(), 401);
     let id = child.id().unwrap().to_string();
     Command::new("kill").arg(id).status().await.unwrap();
     let end = tokio::time::timeout(Duration::from_secs(10), child.wait()).await;

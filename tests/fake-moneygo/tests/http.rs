@@ -1,16 +1,11 @@
 //! The stand-in over real HTTP on loopback, feature by feature.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "tokens are judged by the wall clock"
-)]
+#![expect(clippy::disallowed_methods, reason = "tokens are judged by the wall clock")]
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant, SystemTime};
 
-use fake_moneygo::{
-    FakeMoneyGo, Mode, Outage, Pace, ProtectedCounts, RateLimit, RetryAfter, Script, TokenState,
-};
+use fake_moneygo::{FakeMoneyGo, Mode, Outage, Pace, ProtectedCounts, RateLimit, RetryAfter, Script, TokenState};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,19 +19,11 @@ fn http() -> Client {
 
 fn builder() -> reqwest::ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .no_proxy()
-        .timeout(SOON)
-        .redirect(reqwest::redirect::Policy::none())
+    Client::builder().no_proxy().timeout(SOON).redirect(reqwest::redirect::Policy::none())
 }
 
 async fn fake() -> FakeMoneyGo {
-    FakeMoneyGo::builder()
-        .client("a", "sesame")
-        .client("b", "sesame")
-        .start()
-        .await
-        .unwrap()
+    FakeMoneyGo::builder().client("a", "sesame").client("b", "sesame").start().await.unwrap()
 }
 
 fn body(client: &str) -> Value {
@@ -49,12 +36,7 @@ fn body(client: &str) -> Value {
 }
 
 async fn post(fake: &FakeMoneyGo, body: &Value) -> reqwest::Result<Response> {
-    http()
-        .post(fake.token_url())
-        .header("content-type", "application/json")
-        .body(body.to_string())
-        .send()
-        .await
+    http().post(fake.token_url()).header("content-type", "application/json").body(body.to_string()).send().await
 }
 
 async fn ask(fake: &FakeMoneyGo, client: &str) -> reqwest::Result<Response> {
@@ -82,13 +64,8 @@ async fn raw(fake: &FakeMoneyGo, client: &str) -> (String, Option<ErrorKind>) {
     let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
-    let end = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes))
-        .await
-        .unwrap();
-    (
-        String::from_utf8(bytes).unwrap(),
-        end.err().map(|error| error.kind()),
-    )
+    let end = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.unwrap();
+    (String::from_utf8(bytes).unwrap(), end.err().map(|error| error.kind()))
 }
 
 #[tokio::test]
@@ -101,27 +78,17 @@ async fn a_grant_is_as_documented_and_in_the_ledger() {
     assert_eq!(response.headers()["content-type"], "application/json");
     assert_eq!(response.headers()["cache-control"], "no-store");
     let grant = fake.grants_of("a").remove(0);
-    let wanted =
-        json!({"token_type": "Bearer", "expires_in": 2_592_000, "access_token": grant.token});
+    let wanted = json!({"token_type": "Bearer", "expires_in": 2_592_000, "access_token": grant.token});
     assert_eq!(answered(response).await, wanted);
     assert!(grant.token.starts_with("mgt_1_"));
     assert!(before <= grant.issued && grant.issued <= SystemTime::now());
     assert_eq!(grant.expires, grant.issued + Duration::from_hours(30 * 24));
-    assert_eq!(
-        answered(ask(&fake, "b").await.unwrap()).await["expires_in"],
-        1.5
-    );
+    assert_eq!(answered(ask(&fake, "b").await.unwrap()).await["expires_in"], 1.5);
     fake.set_expires_in_of("b", None);
     fake.set_expires_in(Duration::from_secs(40));
-    assert_eq!(
-        answered(ask(&fake, "b").await.unwrap()).await["expires_in"],
-        40
-    );
+    assert_eq!(answered(ask(&fake, "b").await.unwrap()).await["expires_in"], 40);
     assert_eq!(fake.ledger().len(), 3);
-    assert_eq!(
-        fake.state_of(&grant.token, grant.expires),
-        TokenState::Expired
-    );
+    assert_eq!(fake.state_of(&grant.token, grant.expires), TokenState::Expired);
     let request = fake.requests_of("a").remove(0);
     assert_eq!((request.status, request.grant), (Some(200), Some(1)));
     assert!(!format!("{fake:?} {:?} {:?}", fake.requests(), fake.ledger()).contains("sesame"));
@@ -137,20 +104,12 @@ async fn bad_requests_are_refused_as_the_documentation_of_the_crate_says() {
     };
     let mut cases = vec![
         (json!([]), 400, "invalid_request"),
-        (
-            with("grant_type", json!("password")),
-            400,
-            "unsupported_grant_type",
-        ),
+        (with("grant_type", json!("password")), 400, "unsupported_grant_type"),
         (with("client_id", json!("nobody")), 401, "invalid_client"),
         (with("client_secret", json!("wrong")), 401, "invalid_client"),
         (with("scope", json!("")), 400, "invalid_scope"),
         (with("scope", json!("api admin")), 400, "invalid_scope"),
-        (
-            with("scope", json!("x".repeat(70_000))),
-            413,
-            "invalid_request",
-        ),
+        (with("scope", json!("x".repeat(70_000))), 413, "invalid_request"),
     ];
     for field in ["grant_type", "client_id", "client_secret", "scope"] {
         cases.push((with(field, json!(1)), 400, "invalid_request"));
@@ -163,29 +122,13 @@ async fn bad_requests_are_refused_as_the_documentation_of_the_crate_says() {
         assert_eq!(response.status().as_u16(), *status, "{error}");
         assert_eq!(answered(response).await["error"], *error);
     }
-    let form = http()
-        .post(fake.token_url())
-        .header("content-type", "text/plain")
-        .body("{}");
+    let form = http().post(fake.token_url()).header("content-type", "text/plain").body("{}");
     assert_eq!(form.send().await.unwrap().status(), 415);
-    let broken = http()
-        .post(fake.token_url())
-        .header("content-type", "application/json");
+    let broken = http().post(fake.token_url()).header("content-type", "application/json");
     assert_eq!(broken.body("{").send().await.unwrap().status(), 400);
     let got = http().get(fake.token_url()).send().await.unwrap();
-    assert_eq!(
-        (got.status().as_u16(), got.headers()["allow"].as_bytes()),
-        (405, &b"POST"[..])
-    );
-    assert_eq!(
-        http()
-            .get(format!("{}/_admin/ledger", fake.url()))
-            .send()
-            .await
-            .unwrap()
-            .status(),
-        404
-    );
+    assert_eq!((got.status().as_u16(), got.headers()["allow"].as_bytes()), (405, &b"POST"[..]));
+    assert_eq!(http().get(format!("{}/_admin/ledger", fake.url())).send().await.unwrap().status(), 404);
     assert!(fake.ledger().is_empty());
     assert_eq!(fake.request_count(), cases.len() + 4);
     assert_eq!(fake.status_counts()[&Some(401)], 2);
@@ -198,18 +141,12 @@ async fn clients_and_scopes_change_at_any_time() {
     assert_eq!(status(&fake, "a").await, 401);
     fake.add_client("a", "sesame");
     fake.add_client("c", "sesame");
-    assert_eq!(
-        (status(&fake, "a").await, status(&fake, "c").await),
-        (200, 200)
-    );
+    assert_eq!((status(&fake, "a").await, status(&fake, "c").await), (200, 200));
     fake.remove_client("c");
     assert_eq!(status(&fake, "c").await, 401);
     fake.set_any_client(true);
     fake.set_secret("a", "other");
-    assert_eq!(
-        (status(&fake, "a").await, status(&fake, "c").await),
-        (401, 200)
-    );
+    assert_eq!((status(&fake, "a").await, status(&fake, "c").await), (401, 200));
     fake.set_scopes(Some(&["else"]));
     assert_eq!(status(&fake, "c").await, 400);
     fake.set_scopes(None);
@@ -228,25 +165,9 @@ async fn protected_wants_a_live_token() {
     fake.set_mode(Mode::RevokePrevious);
     let second = token(&fake, "a").await;
     assert_eq!((get(&first).await, get(&second).await), (401, 200));
-    assert_eq!(
-        fake.protected_counts(),
-        ProtectedCounts {
-            accepted: 2,
-            refused: 2
-        }
-    );
-    let posted = http()
-        .request(Method::POST, fake.protected_url())
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(
-        (
-            posted.status().as_u16(),
-            posted.headers()["allow"].as_bytes()
-        ),
-        (405, &b"GET"[..])
-    );
+    assert_eq!(fake.protected_counts(), ProtectedCounts { accepted: 2, refused: 2 });
+    let posted = http().request(Method::POST, fake.protected_url()).send().await.unwrap();
+    assert_eq!((posted.status().as_u16(), posted.headers()["allow"].as_bytes()), (405, &b"GET"[..]));
 }
 
 #[tokio::test]
@@ -258,55 +179,27 @@ async fn the_same_token_comes_with_the_lifetime_that_is_left() {
     assert_eq!(first["access_token"], again["access_token"]);
     let left = again["expires_in"].as_u64().unwrap();
     assert!((2_591_900..2_592_000).contains(&left), "{left}");
-    assert_ne!(
-        token(&fake, "b").await,
-        first["access_token"].as_str().unwrap()
-    );
+    assert_ne!(token(&fake, "b").await, first["access_token"].as_str().unwrap());
 }
 
 #[tokio::test]
 async fn a_rate_limit_is_a_clients_own_and_says_when_to_come_back() {
     let fake = fake().await;
-    let limit = |retry_after| {
-        Some(RateLimit {
-            requests: 2,
-            window: Duration::from_mins(1),
-            retry_after,
-        })
-    };
+    let limit = |retry_after| Some(RateLimit { requests: 2, window: Duration::from_mins(1), retry_after });
     fake.set_rate_limit(limit(RetryAfter::Seconds));
-    assert_eq!(
-        (status(&fake, "a").await, status(&fake, "a").await),
-        (200, 200)
-    );
+    assert_eq!((status(&fake, "a").await, status(&fake, "a").await), (200, 200));
     let refused = ask(&fake, "a").await.unwrap();
     assert_eq!(refused.status(), 429);
-    let secs: u64 = refused.headers()["retry-after"]
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let secs: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((50..=60).contains(&secs), "{secs}");
     assert_eq!(status(&fake, "b").await, 200);
     fake.set_rate_limit(limit(RetryAfter::HttpDate));
     let refused = ask(&fake, "a").await.unwrap();
     let date = refused.headers()["retry-after"].to_str().unwrap();
-    let wait = httpdate::parse_http_date(date)
-        .unwrap()
-        .duration_since(SystemTime::now())
-        .unwrap();
-    assert!(
-        wait > Duration::from_secs(49) && wait <= Duration::from_secs(61),
-        "{wait:?}"
-    );
+    let wait = httpdate::parse_http_date(date).unwrap().duration_since(SystemTime::now()).unwrap();
+    assert!(wait > Duration::from_secs(49) && wait <= Duration::from_secs(61), "{wait:?}");
     fake.set_rate_limit(limit(RetryAfter::Absent));
-    assert!(
-        !ask(&fake, "a")
-            .await
-            .unwrap()
-            .headers()
-            .contains_key("retry-after")
-    );
+    assert!(!ask(&fake, "a").await.unwrap().headers().contains_key("retry-after"));
     fake.set_rate_limit(None);
     assert_eq!(status(&fake, "a").await, 200);
 }
@@ -315,12 +208,7 @@ async fn a_rate_limit_is_a_clients_own_and_says_when_to_come_back() {
 async fn scripts_answer_in_place_of_the_endpoint() {
     let fake = fake().await;
     fake.script("a", Script::endpoint());
-    fake.script(
-        "a",
-        Script::canned(502, "<html>")
-            .header("content-type", "text/html")
-            .times(2),
-    );
+    fake.script("a", Script::canned(502, "<html>").header("content-type", "text/html").times(2));
     fake.script("a", Script::redirect(307, "http://127.0.0.1:1/token"));
     fake.script_all(Script::json(200, r#"{"error":"oops"}"#).forever());
     let mut seen = Vec::new();
@@ -335,10 +223,7 @@ async fn scripts_answer_in_place_of_the_endpoint() {
     assert_eq!(gzip.headers()["content-encoding"], "gzip");
     assert_eq!(&gzip.bytes().await.unwrap()[..], b"\x1f\x8bnot");
     fake.script("a", Script::status(200).header("no name", "x"));
-    assert_eq!(
-        ask(&fake, "a").await.unwrap().text().await.unwrap(),
-        "invalid script"
-    );
+    assert_eq!(ask(&fake, "a").await.unwrap().text().await.unwrap(), "invalid script");
     let start = SystemTime::now();
     fake.script_all(Script::status(503).forever().when(move |now| now < start));
     fake.script("a", Script::status(503).forever());
@@ -356,17 +241,8 @@ async fn an_answer_may_be_late_slow_or_cut() {
 
     let start = Instant::now();
     let interval = Duration::from_millis(20);
-    fake.script(
-        "a",
-        Script::json(200, "0123456789").pace(Pace::Drip {
-            chunk_bytes: 2,
-            interval,
-        }),
-    );
-    assert_eq!(
-        ask(&fake, "a").await.unwrap().text().await.unwrap(),
-        "0123456789"
-    );
+    fake.script("a", Script::json(200, "0123456789").pace(Pace::Drip { chunk_bytes: 2, interval }));
+    assert_eq!(ask(&fake, "a").await.unwrap().text().await.unwrap(), "0123456789");
     assert!(start.elapsed() >= interval * 5);
 
     fake.script("a", Script::endpoint().pace(Pace::CutAfter { bytes: 5 }));
@@ -390,10 +266,7 @@ async fn an_answer_may_be_late_slow_or_cut() {
 #[tokio::test]
 async fn a_body_may_hang_or_never_end() {
     let fake = fake().await;
-    fake.script(
-        "a",
-        Script::json(200, "0123456789").pace(Pace::HangAfter { bytes: 4 }),
-    );
+    fake.script("a", Script::json(200, "0123456789").pace(Pace::HangAfter { bytes: 4 }));
     let mut response = ask(&fake, "a").await.unwrap();
     assert_eq!(&response.chunk().await.unwrap().unwrap()[..], b"0123");
     let more = tokio::time::timeout(Duration::from_millis(100), response.chunk()).await;
@@ -413,10 +286,7 @@ async fn a_connection_may_end_without_an_answer() {
     fake.script("a", Script::close());
     assert_eq!(raw(&fake, "a").await, (String::new(), None));
     fake.script("a", Script::reset());
-    assert_eq!(
-        raw(&fake, "a").await,
-        (String::new(), Some(ErrorKind::ConnectionReset))
-    );
+    assert_eq!(raw(&fake, "a").await, (String::new(), Some(ErrorKind::ConnectionReset)));
     fake.script("a", Script::raw("HTTP/9 what\r\n"));
     assert_eq!(raw(&fake, "a").await, ("HTTP/9 what\r\n".to_owned(), None));
     fake.script("a", Script::hang());
@@ -474,31 +344,19 @@ async fn held_requests_wait_for_their_release() {
     one.abort();
     other.abort();
     let quick = Duration::from_millis(1);
-    assert!(
-        fake.wait_for_grants("a", 2, quick)
-            .await
-            .unwrap_err()
-            .to_string()
-            .contains("2 grants")
-    );
+    assert!(fake.wait_for_grants("a", 2, quick).await.unwrap_err().to_string().contains("2 grants"));
 }
 
 #[tokio::test]
 async fn waiting_ends_when_it_comes_about() {
     let fake = fake().await;
-    let (requests, refused, _) = tokio::join!(
-        fake.wait_for_requests("a", 2, SOON),
-        fake.wait_for_status("a", 401, 1, SOON),
-        async {
+    let (requests, refused, _) =
+        tokio::join!(fake.wait_for_requests("a", 2, SOON), fake.wait_for_status("a", 401, 1, SOON), async {
             status(&fake, "a").await;
             fake.set_secret("a", "other");
             status(&fake, "a").await
-        },
-    );
-    assert_eq!(
-        (requests.unwrap().len(), refused.unwrap()[0].sequence),
-        (2, 2)
-    );
+        },);
+    assert_eq!((requests.unwrap().len(), refused.unwrap()[0].sequence), (2, 2));
 }
 
 #[tokio::test]
@@ -520,14 +378,7 @@ async fn connections_are_counted() {
     let fake = fake().await;
     let pooling = http();
     for _ in 0..2 {
-        pooling
-            .get(fake.protected_url())
-            .send()
-            .await
-            .unwrap()
-            .bytes()
-            .await
-            .unwrap();
+        pooling.get(fake.protected_url()).send().await.unwrap().bytes().await.unwrap();
     }
     assert_eq!(fake.connections(), 1);
     http().get(fake.protected_url()).send().await.unwrap();
@@ -536,45 +387,20 @@ async fn connections_are_counted() {
 
 #[tokio::test]
 async fn tls_is_trusted_through_its_own_authority_alone() {
-    let fake = FakeMoneyGo::builder()
-        .any_client()
-        .tls_names(["fake.test"])
-        .start()
-        .await
-        .unwrap();
+    let fake = FakeMoneyGo::builder().any_client().tls_names(["fake.test"]).start().await.unwrap();
     let root = reqwest::Certificate::from_pem(fake.ca_pem().unwrap().as_bytes()).unwrap();
-    let trusting = builder()
-        .tls_certs_only([root])
-        .resolve("fake.test", fake.address())
-        .build()
-        .unwrap();
+    let trusting = builder().tls_certs_only([root]).resolve("fake.test", fake.address()).build().unwrap();
     let port = fake.address().port();
     for host in ["127.0.0.1", "localhost", "fake.test"] {
         let url = format!("https://{host}:{port}/protected");
         assert_eq!(trusting.get(url).send().await.unwrap().status(), 401);
     }
     let stranger = builder().tls_certs_only([]).build().unwrap();
-    assert!(
-        stranger
-            .get(fake.protected_url())
-            .send()
-            .await
-            .unwrap_err()
-            .is_connect()
-    );
+    assert!(stranger.get(fake.protected_url()).send().await.unwrap_err().is_connect());
     fake.script_all(Script::reset());
-    assert!(
-        trusting
-            .post(fake.token_url())
-            .body("{}")
-            .send()
-            .await
-            .is_err()
-    );
+    assert!(trusting.post(fake.token_url()).body("{}").send().await.is_err());
     fake.script_all(Script::endpoint().pace(Pace::CutAfter { bytes: 3 }));
-    let request = trusting
-        .post(fake.token_url())
-        .header("content-type", "application/json");
+    let request = trusting.post(fake.token_url()).header("content-type", "application/json");
     let cut = request.body(body("a").to_string()).send().await.unwrap();
     assert!(cut.bytes().await.is_err());
     assert_eq!(fake.grants_of("a").len(), 1);
@@ -587,8 +413,6 @@ async fn it_ends_with_its_handle() {
     let mut open = TcpStream::connect(address).await.unwrap();
     fake.shutdown().await;
     assert!(TcpStream::connect(address).await.is_err());
-    let end = tokio::time::timeout(SOON, open.read(&mut [0]))
-        .await
-        .unwrap();
+    let end = tokio::time::timeout(SOON, open.read(&mut [0])).await.unwrap();
     assert!(matches!(end, Ok(0) | Err(_)));
 }

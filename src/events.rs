@@ -1,0 +1,81 @@
+//! What a person is told through Kubernetes events. Best effort: an event that cannot be written holds up nothing and
+//! hides no error.
+
+use kube::Client;
+use kube::Resource as _;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc;
+
+use crate::crd::MoneyGoCredential;
+use crate::error::CALL_TIMEOUT;
+use crate::secret::{FIELD_MANAGER, Owner};
+
+/// Events that wait to be written. What comes on top of a full queue is dropped.
+const QUEUE: usize = 1024;
+
+/// What happened to an object, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The object.
+    pub owner: Owner,
+    /// Whether someone should look at it.
+    pub is_warning: bool,
+    /// In `CamelCase`.
+    pub reason: &'static str,
+    /// Fixed text and names of objects. Never a secret.
+    pub note: String,
+}
+
+/// Where notices are put.
+#[derive(Clone)]
+pub struct Notices(mpsc::Sender<Notice>);
+
+impl Notices {
+    /// A queue, and the end that [`publish`] writes from.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Notice>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
+    }
+
+    /// Queues a notice. Never waits.
+    pub fn put(&self, notice: Notice) {
+        if self.0.try_send(notice).is_err() {
+            tracing::debug!("an event is dropped: too many wait");
+        }
+    }
+}
+
+/// Writes notices as events until every [`Notices`] is gone.
+pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>) {
+    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
+    let recorder = Recorder::new(client, reporter);
+    while let Some(notice) = notices.recv().await {
+        let (event, regarding) = (event(&notice), regarding(&notice.owner));
+        let published = tokio::time::timeout(CALL_TIMEOUT, recorder.publish(&event, &regarding)).await;
+        if !matches!(published, Ok(Ok(()))) {
+            tracing::debug!(namespace = %notice.owner.namespace, name = %notice.owner.name, reason = notice.reason, "an event could not be written");
+        }
+    }
+}
+
+fn event(notice: &Notice) -> Event {
+    Event {
+        type_: if notice.is_warning { EventType::Warning } else { EventType::Normal },
+        reason: notice.reason.to_owned(),
+        note: Some(notice.note.clone()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}
+
+fn regarding(owner: &Owner) -> k8s_openapi::api::core::v1::ObjectReference {
+    k8s_openapi::api::core::v1::ObjectReference {
+        api_version: Some(MoneyGoCredential::api_version(&()).into_owned()),
+        kind: Some(MoneyGoCredential::kind(&()).into_owned()),
+        namespace: Some(owner.namespace.clone()),
+        name: Some(owner.name.clone()),
+        uid: Some(owner.uid.clone()),
+        ..Default::default()
+    }
+}
