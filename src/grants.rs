@@ -20,6 +20,8 @@ use crate::token::{ClientCredentials, Grant, TokenClient, TokenError};
 pub const PROBE_FIRST: Duration = Duration::from_secs(5);
 /// The longest wait between two probes, and so the time within which recovery begins.
 pub const PROBE_LAST: Duration = Duration::from_secs(30);
+/// The shortest wait between two probes, for the sake of a token that is about to end.
+const PROBE_SHORTEST: Duration = Duration::from_secs(1);
 /// This many clients must fail, with no answer to anyone in between, before it is the endpoint that is down.
 const CLIENTS_OF_AN_OUTAGE: usize = 2;
 /// A permit that its object has not collected by then goes to the next: the object may be gone.
@@ -75,8 +77,24 @@ struct Health<K> {
 
 #[derive(Clone, Copy)]
 struct Outage {
-    next_probe: Instant,
+    /// When the last request failed, by both clocks.
+    failed_at: Instant,
+    failed_at_wall: Timestamp,
     wait: Duration,
+}
+
+impl Outage {
+    fn new(wait: Duration, now: Timestamp) -> Self {
+        Self { failed_at: Instant::now(), failed_at_wall: now, wait }
+    }
+
+    /// The wait doubles, but while someone's token lives it is at most half of what that token has left, and at least a
+    /// second: an outage that ends before a token does must not let it expire.
+    fn next_probe(&self, ends_next: Option<Timestamp>) -> Instant {
+        let half = |at: Timestamp| Duration::try_from(at.duration_since(self.failed_at_wall) / 2).unwrap_or_default();
+        let wait = ends_next.map_or(self.wait, |at| self.wait.min(half(at).max(PROBE_SHORTEST)));
+        self.failed_at + wait
+    }
 }
 
 /// Leave to make one request. Dropping it gives the place to the next.
@@ -188,14 +206,20 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     }
 
     fn failed(&self, key: &K) -> Blame {
-        self.state().health.failed(key)
+        self.state().health.failed(key, (self.clock)())
     }
 }
 
 impl<K: Clone + Ord + Hash> State<K> {
     fn may_start(&self, limits: Limits, now: Instant) -> bool {
-        let probe_is_due = self.health.outage.is_none_or(|outage| outage.next_probe <= now && self.in_use == 0);
+        let probe_is_due = self.next_probe().is_none_or(|at| at <= now && self.in_use == 0);
         self.in_use < limits.concurrency.get() && self.next_start <= now && probe_is_due
+    }
+
+    fn next_probe(&self) -> Option<Instant> {
+        let outage = self.health.outage?;
+        let ends_next = self.queue.iter().map(|(urgency, _)| *urgency).find(|urgency| *urgency > outage.failed_at_wall);
+        Some(outage.next_probe(ends_next))
     }
 
     fn start_if_possible(&mut self, limits: Limits) -> bool {
@@ -240,7 +264,7 @@ impl<K: Clone + Ord + Hash> State<K> {
     /// The next moment at which something changes by itself.
     fn wake_at(&self) -> Option<Instant> {
         let uncollected = self.called.values().map(|since| *since + COLLECT_WITHIN).min();
-        let probe_at = self.health.outage.map_or(self.next_start, |outage| outage.next_probe.max(self.next_start));
+        let probe_at = self.next_probe().map_or(self.next_start, |at| at.max(self.next_start));
         // A probe that is under way, or all permits being out, ends with a notification.
         let start = (!self.queue.is_empty() && probe_at > Instant::now()).then_some(probe_at);
         [uncollected, start].into_iter().flatten().min()
@@ -260,12 +284,10 @@ impl<K: Clone + Ord + Hash> Health<K> {
         ended
     }
 
-    fn failed(&mut self, key: &K) -> Blame {
-        let now = Instant::now();
-        let since = *self.failing.entry(key.clone()).or_insert(now);
-        if let Some(outage) = &mut self.outage {
-            outage.wait = (outage.wait * 2).min(PROBE_LAST);
-            outage.next_probe = now + outage.wait;
+    fn failed(&mut self, key: &K, now: Timestamp) -> Blame {
+        let since = *self.failing.entry(key.clone()).or_insert_with(Instant::now);
+        if let Some(outage) = self.outage {
+            self.outage = Some(Outage::new((outage.wait * 2).min(PROBE_LAST), now));
             return Blame::Outage;
         }
         if self.last_answer.is_some_and(|at| at > since) {
@@ -275,7 +297,7 @@ impl<K: Clone + Ord + Hash> Health<K> {
         if self.failing.values().filter(|since| unanswered(since)).count() < CLIENTS_OF_AN_OUTAGE {
             return Blame::Endpoint;
         }
-        self.outage = Some(Outage { next_probe: now + PROBE_FIRST, wait: PROBE_FIRST });
+        self.outage = Some(Outage::new(PROBE_FIRST, now));
         Blame::Outage
     }
 }

@@ -45,8 +45,10 @@ pub struct Verified {
 #[derive(Debug, Clone)]
 pub struct Memory {
     uid: String,
-    /// For grants that no schedule foresaw.
-    pub grants: Allowance,
+    /// For grants in place of tokens that someone else took away.
+    pub replacements: Allowance,
+    /// For grants that follow a person's change.
+    pub changes: Allowance,
     /// For writes that put back what someone changed.
     pub mends: Allowance,
     /// The status that we wrote last, which the watch may not show yet.
@@ -71,7 +73,8 @@ impl Memory {
     fn new(uid: &str) -> Self {
         Self {
             uid: uid.to_owned(),
-            grants: Allowance::of_unplanned_grants(),
+            replacements: Allowance::of_unplanned_grants(),
+            changes: Allowance::of_unplanned_grants(),
             mends: Allowance::of_mends(),
             status: None,
             verified: None,

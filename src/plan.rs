@@ -8,11 +8,12 @@ use jiff::Timestamp;
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason, Resolved, SpecProblem};
 use crate::digest::Match;
 use crate::schedule::{self, Life};
-use crate::secret::{self, CredentialsProblem, Facts, Found, Issue, Owner, Seal, Version};
+use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
 use crate::status::{Failure, Report, State, Verdict};
 
 /// All that a plan is made of.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an observation of its own; none excludes another")]
 pub struct Observed {
     /// The moment for which the plan is made.
     pub now: Timestamp,
@@ -46,8 +47,10 @@ pub struct Observed {
     pub claimed: bool,
     /// A token that was issued and is not written yet.
     pub held: Option<Held>,
-    /// When the next unplanned grant is allowed.
-    pub unplanned_at: Timestamp,
+    /// When the next grant for a token that someone else took away is allowed.
+    pub replaced_at: Timestamp,
+    /// When the next grant for a change that a person made is allowed.
+    pub changed_at: Timestamp,
     /// When the next mend is allowed.
     pub mend_at: Timestamp,
     /// There is a key to make digests with.
@@ -171,10 +174,15 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether a schedule foresaw it. What it did not has a small allowance.
+    /// The allowance that a grant for it is taken from. Two, so that a person's change is not held up by someone who keeps
+    /// overwriting the target.
     #[must_use]
-    pub fn is_planned(self) -> bool {
-        matches!(self, Self::First | Self::Due | Self::Retry)
+    pub fn allowance(self) -> Allowed {
+        match self {
+            Self::First | Self::Due | Self::Retry => Allowed::Always,
+            Self::Lost | Self::Settle => Allowed::AsReplacement,
+            Self::ScopeChanged | Self::CredentialsChanged | Self::Requested => Allowed::AsChange,
+        }
     }
 
     /// For logs.
@@ -191,6 +199,17 @@ impl Cause {
             Self::Settle => "Settle",
         }
     }
+}
+
+/// How often a grant is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowed {
+    /// A schedule foresaw it.
+    Always,
+    /// From the allowance for tokens that someone else took away.
+    AsReplacement,
+    /// From the allowance for changes that a person made.
+    AsChange,
 }
 
 /// The token that the target holds, as far as it is known.
@@ -294,11 +313,19 @@ fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
         || is_immutable(o)
         || credentials_problem(o).is_some()
         || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
-        || (!cause.is_planned() && o.unplanned_at > o.now);
+        || allowed_at(o, cause) > o.now;
     if held_back {
         return account(o);
     }
     if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
+}
+
+fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {
+    match cause.allowance() {
+        Allowed::Always => o.now,
+        Allowed::AsReplacement => o.replaced_at,
+        Allowed::AsChange => o.changed_at,
+    }
 }
 
 fn is_immutable(o: &Observed) -> bool {
@@ -308,7 +335,8 @@ fn is_immutable(o: &Observed) -> bool {
 /// Whether something beside the token is to be put right, and what it takes to know.
 fn mend(o: &Observed, spec: &Resolved, life: Life) -> Option<Plan> {
     let facts = o.target.facts()?;
-    if secret::is_dressed(facts, &o.owner, spec, life, o.digests, o.owner_refused) {
+    let digests = Digests { token: o.digests, credentials: o.digests && is_restampable(o) };
+    if secret::is_dressed(facts, &o.owner, spec, life, digests, o.owner_refused) {
         return None;
     }
     match &o.target {
@@ -316,6 +344,16 @@ fn mend(o: &Observed, spec: &Resolved, life: Life) -> Option<Plan> {
         Target::Read { .. } | Target::Missing => None,
         Target::Seen { .. } => Some(Plan::Look),
     }
+}
+
+/// Whether the credentials that are there are known to be those that the token was asked for with, so that a digest of
+/// them that was stripped can be made anew.
+#[must_use]
+pub fn is_restampable(o: &Observed) -> bool {
+    let marked = o.target.facts().and_then(|facts| facts.marks.credentials.as_ref());
+    let version = o.credentials.version();
+    let known = version.is_some() && (version == marked || version == observed_credentials(o).as_ref());
+    known && o.status.failed_attempts.is_none() && credentials_problem(o).is_none()
 }
 
 /// What is recorded of the token that is there, with what was stripped put back from the status.
@@ -337,11 +375,11 @@ fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
 
 fn token(o: &Observed, spec: &Resolved) -> Token {
     match &o.target {
-        Target::Missing if o.status.issued_at.is_some() => Token::Lost(None),
-        Target::Missing => Token::None,
         Target::Seen { facts, trusted } => seen_token(o, spec, facts, *trusted),
-        Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => Token::Lost(None),
-        Target::Read { found: Found::Nothing, .. } => Token::None,
+        Target::Missing | Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => {
+            Token::Lost(None)
+        }
+        Target::Missing | Target::Read { found: Found::Nothing, .. } => Token::None,
         Target::Read { found: Found::Altered, facts, .. } => Token::Lost(who_wrote(facts)),
         Target::Read { found: Found::Token(life), facts, .. } if is_rolled_back(o, *life) => {
             Token::Lost(who_wrote(facts))
@@ -590,7 +628,7 @@ fn waits(o: &Observed, token: &Token) -> Option<Timestamp> {
     let life = token.life();
     let refresh_at = refresh_at(o, life);
     let retry_at = o.failure.as_ref().map(|failure| failure.next_attempt_at);
-    [refresh_at, retry_at, life.map(|life| life.expires_at), Some(o.unplanned_at), Some(o.mend_at)]
+    [refresh_at, retry_at, life.map(|life| life.expires_at), Some(o.replaced_at), Some(o.changed_at), Some(o.mend_at)]
         .into_iter()
         .flatten()
         .filter(|at| *at > o.now)
@@ -657,7 +695,7 @@ fn immutable() -> Verdict {
 /// Someone keeps replacing the token, so that the allowance is spent.
 fn overwritten(o: &Observed, token: &Token) -> Option<Verdict> {
     let Token::Lost(manager) = token else { return None };
-    if o.unplanned_at <= o.now {
+    if o.replaced_at <= o.now {
         return None;
     }
     let who = manager.as_deref().map_or_else(String::new, |name| format!(" (the field manager \"{name}\")"));

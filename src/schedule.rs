@@ -251,7 +251,9 @@ pub fn add(at: Timestamp, duration: SignedDuration) -> Timestamp {
     at.saturating_add(duration).unwrap_or(at)
 }
 
-fn floor_millis(at: Timestamp) -> Timestamp {
+/// The same moment in whole milliseconds, no later.
+#[must_use]
+pub fn floor_millis(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
 
@@ -308,7 +310,7 @@ mod tests {
     #[test]
     fn a_renew_before_that_the_lifetime_cannot_hold_is_cut_to_nine_tenths() {
         let short = life(100);
-        let before = Renew::Before(Duration::from_secs(3600));
+        let before = Renew::Before(Duration::from_hours(1));
         assert!(before.is_cut(short.lifetime()));
         let wait = short.refresh_at(before, "x").duration_since(short.issued_at);
         assert!(wait <= SignedDuration::from_secs(10) && wait >= SignedDuration::from_secs(9), "{wait}");
@@ -333,7 +335,7 @@ mod tests {
     #[test]
     fn deadlines_round_down_and_never_seem_later() {
         let asked = at("2026-01-01T00:00:00.987654Z");
-        let long = Life::new(asked, Duration::from_secs(3600));
+        let long = Life::new(asked, Duration::from_hours(1));
         assert_eq!(long.expires_at, at("2026-01-01T01:00:00Z"));
         let short = Life::new(asked, Duration::from_secs(12));
         assert_eq!(short.expires_at, at("2026-01-01T00:00:12.987Z"));

@@ -374,15 +374,24 @@ pub fn stored_token<'a>(secret: &'a Secret, facts: &Facts, spec: &Resolved) -> O
     std::str::from_utf8(&value.0).ok().filter(|token| !token.is_empty())
 }
 
-/// Whether metadata is all that it should be for a token whose issue is known. `digests` tells whether there is a key to
-/// make digests with. With `owner_refused`, an owner that cannot be changed is left as it is.
+/// Which digests a target can and so should carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digests {
+    /// Of the token.
+    pub token: bool,
+    /// Of the client id and secret.
+    pub credentials: bool,
+}
+
+/// Whether metadata is all that it should be for a token whose issue is known. With `owner_refused`, an owner that cannot
+/// be changed is left as it is.
 #[must_use]
 pub fn is_dressed(
     facts: &Facts,
     owner: &Owner,
     spec: &Resolved,
     life: Life,
-    digests: bool,
+    digests: Digests,
     owner_refused: bool,
 ) -> bool {
     let marks = &facts.marks;
@@ -393,12 +402,13 @@ pub fn is_dressed(
         && marks.refresh_at == Some(life.refresh_at(spec.renew, &owner.uid))
         && marks.scope.is_some()
         && marks.credentials.is_some()
-        && (!digests || (marks.token_digest.is_some() && marks.credentials_digest.is_some()));
-    let owned = owner_refused || facts.owners == wanted_owners(&facts.owners, owner, spec.deletion_policy);
+        && (!digests.token || marks.token_digest.is_some())
+        && (!digests.credentials || marks.credentials_digest.is_some());
+    let is_owned = owner_refused || facts.owners == wanted_owners(&facts.owners, owner, spec.deletion_policy);
     labels
         && asked
         && marked
-        && owned
+        && is_owned
         && marks.applied.as_ref() == Some(&Applied::wanted(spec))
         && facts.adopt.as_deref() == Some(&owner.name)
 }

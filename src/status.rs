@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, ObservedCredentials, Reason};
+use crate::schedule;
 use crate::secret::Version;
 
 /// A condition's `status`.
@@ -73,6 +74,15 @@ impl Failure {
         let at = status.last_failure_time?;
         let next_attempt_at = status.next_attempt_at.unwrap_or(at);
         Some(Self { reason, message: refreshed.message.clone(), at, attempts, next_attempt_at })
+    }
+}
+
+impl Failure {
+    /// With times that people can read.
+    #[must_use]
+    pub fn in_milliseconds(self) -> Self {
+        let (at, next_attempt_at) = (schedule::floor_millis(self.at), schedule::floor_millis(self.next_attempt_at));
+        Self { at, next_attempt_at, ..self }
     }
 }
 

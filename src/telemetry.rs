@@ -98,8 +98,10 @@ fn ceiling(target: &str) -> LevelFilter {
     }
 }
 
+/// kube's span around each reconcile is left out: our own lines name the object as fields.
 fn is_clean(metadata: &Metadata<'_>) -> bool {
-    *metadata.level() <= ceiling(metadata.target())
+    let repeats_the_object = metadata.is_span() && metadata.target().starts_with("kube_runtime::controller");
+    !repeats_the_object && *metadata.level() <= ceiling(metadata.target())
 }
 
 fn log_layer<S, W>(level: &LogLevel, format: LogFormat, colour: bool, writer: W) -> Result<impl Layer<S>, LogError>

@@ -1,0 +1,187 @@
+//! Asking for a token, and keeping it until it is written.
+
+use std::time::Duration;
+
+use kube::runtime::controller::Action;
+
+use super::observe::held_facts;
+use super::{Context, Sight, key_of, wall_clock};
+use crate::apply;
+use crate::caches::ObjectKey;
+use crate::crd::{Reason, Resolved};
+use crate::error::Error;
+use crate::grants::{Blame, Permit};
+use crate::memory::{Attempt, HeldToken};
+use crate::plan::{self, Allowed, Cause, Observed, Plan, Target};
+use crate::schedule::{self, Backoff, Life};
+use crate::secret::{self, Found, Issue, Version};
+use crate::status::Failure;
+use crate::token::{AccessToken, ClientCredentials, TokenError};
+
+impl Context {
+    pub(super) async fn mint(
+        &self,
+        o: &mut Observed,
+        cause: Cause,
+        sight: Sight,
+        permit: Permit<ObjectKey>,
+    ) -> Result<Action, Error> {
+        let Ok(spec) = o.spec.clone() else { return Ok(Action::await_change()) };
+        let read = sight.credentials.as_ref().map(|secret| secret::read_credentials(secret, &spec));
+        let Some(Ok((id, client_secret))) = read else { return Ok(Action::requeue(Duration::ZERO)) };
+        let credentials = ClientCredentials::new(id.to_owned(), client_secret.to_owned());
+        let digest = self.shared.digest_key().map(|key| key.of_credentials(id, client_secret));
+        if self.namespace.is_some()
+            && apply::is_namespace_ending(&self.shared.settings.client, &o.owner.namespace).await?
+        {
+            return Ok(Action::await_change());
+        }
+        self.remember(&o.owner, |memory| match cause.allowance() {
+            Allowed::Always => {}
+            Allowed::AsReplacement => memory.replacements.take(wall_clock()),
+            Allowed::AsChange => memory.changes.take(wall_clock()),
+        });
+        tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, cause = cause.as_str(), "asking for a token");
+        let (asked_at, started) = (wall_clock(), std::time::Instant::now());
+        let answer = permit.request(&credentials, &spec.scope).await;
+        let result = answer.as_ref().map_or_else(|(error, _)| failure_reason(error), |_| Reason::Succeeded);
+        self.shared.settings.metrics.token_request(result.as_str(), started.elapsed().as_secs_f64());
+        o.now = wall_clock();
+        match answer {
+            Err((error, blame)) => self.attempt_failed(o, &error, blame).await,
+            Ok(grant) => {
+                let life = lived(Life::new(asked_at, grant.lifetime.length), o, &sight, &spec, &grant.token);
+                let issue = Issue {
+                    life,
+                    scope: spec.scope.clone(),
+                    refresh_handled: o.refresh_requested.clone(),
+                    credentials: sight
+                        .credentials
+                        .as_ref()
+                        .map(|secret| Version::of(&secret.metadata))
+                        .unwrap_or_default(),
+                    credentials_digest: digest,
+                };
+                self.hold(
+                    o,
+                    HeldToken { token: grant.token, issue, replaces: life_in_target(o).map(|life| life.issued_at) },
+                );
+                self.deliver(o, sight).await
+            }
+        }
+    }
+
+    /// From here on the token is not lost while the process lives.
+    pub(super) fn hold(&self, o: &mut Observed, held: HeldToken) {
+        o.held = Some(held_facts(&held, false));
+        self.remember(&o.owner, |memory| {
+            memory.held = Some(held);
+            memory.waits_since = None;
+        });
+    }
+
+    /// Writes a token that has just come, to where it can be written now.
+    pub(super) async fn deliver(&self, o: &mut Observed, sight: Sight) -> Result<Action, Error> {
+        let key = key_of(&o.owner);
+        let object = self.caches.credential(&key);
+        let credential = object.as_deref().and_then(|object| object.0.as_ref().ok());
+        o.ending = credential.is_none_or(|credential| self.is_ending(&o.owner, credential));
+        match plan::plan(o) {
+            plan @ (Plan::Store | Plan::Forget) => {
+                let done = self.carry_out_at_once(o, plan, sight).await;
+                if o.ending {
+                    // Nobody will call this object again.
+                    self.remember(&o.owner, |memory| memory.held = None);
+                    self.shared.memories.forget(&key);
+                }
+                done
+            }
+            // Anything else is decided on a fresh look.
+            _ => Ok(Action::requeue(Duration::ZERO)),
+        }
+    }
+
+    pub(super) async fn attempt_failed(
+        &self,
+        o: &mut Observed,
+        error: &TokenError,
+        blame: Blame,
+    ) -> Result<Action, Error> {
+        if blame == Blame::Outage {
+            // Everyone waits for one probe: nothing is written of each.
+            return match self.admit(o) {
+                Some(permit) => {
+                    drop(permit);
+                    Ok(Action::requeue(Duration::from_secs(1)))
+                }
+                None => self.wait(o).await,
+            };
+        }
+        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
+        let living = life_in_target(o).map(|life| life.expires_at);
+        let next =
+            schedule::next_attempt(o.now, backoff(error, blame), attempts, error.retry_after(), living, &o.owner.uid);
+        let failure = Failure {
+            reason: failure_reason(error),
+            message: error.to_string(),
+            at: o.now,
+            attempts,
+            next_attempt_at: next,
+        };
+        self.fail(o, failure).await
+    }
+
+    pub(super) async fn fail(&self, o: &mut Observed, failure: Failure) -> Result<Action, Error> {
+        tracing::warn!(
+            namespace = %o.owner.namespace, name = %o.owner.name, reason = failure.reason.as_str(), attempts = failure.attempts,
+            next_attempt_at = %failure.next_attempt_at, "no new token: {}", failure.message
+        );
+        let attempt = Attempt {
+            refresh_requested: o.refresh_requested.clone(),
+            target: matches!(failure.reason, Reason::TargetForbidden)
+                .then(|| o.target.facts().map(|facts| facts.version.clone()))
+                .flatten(),
+        };
+        self.remember(&o.owner, |memory| {
+            memory.attempt = Some(attempt);
+            memory.waits_since = None;
+        });
+        o.failure = Some(failure.in_milliseconds());
+        self.account(o).await
+    }
+}
+
+pub(super) fn life_in_target(o: &Observed) -> Option<Life> {
+    if let Target::Read { found: Found::Token(life), .. } = &o.target { Some(*life) } else { None }
+}
+
+/// The new token's life, in the light of what is there: the provider may have given the same token again.
+pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, token: &AccessToken) -> Life {
+    let stored = sight
+        .target
+        .as_ref()
+        .zip(o.target.facts())
+        .and_then(|(secret, facts)| secret::stored_token(secret, facts, spec));
+    match life_in_target(o) {
+        Some(earlier) if stored == Some(token.expose()) => life.of_repeated(earlier),
+        _ => life,
+    }
+}
+
+pub(super) fn failure_reason(error: &TokenError) -> Reason {
+    match error {
+        TokenError::Rejected { .. } if error.refuses_client() => Reason::InvalidClient,
+        TokenError::Rejected { .. } => Reason::RequestRejected,
+        TokenError::RateLimited { .. } => Reason::RateLimited,
+        TokenError::Unavailable { .. } => Reason::EndpointUnavailable,
+        TokenError::BadResponse { .. } => Reason::BadResponse,
+    }
+}
+
+pub(super) fn backoff(error: &TokenError, blame: Blame) -> Backoff {
+    match error {
+        TokenError::Rejected { .. } => Backoff::Rejected,
+        TokenError::Unavailable { .. } if blame == Blame::Endpoint => Backoff::Endpoint,
+        _ => Backoff::Transient,
+    }
+}

@@ -1,0 +1,174 @@
+//! What is known of one object: from the watches, from this process's memory, and from a look at both Secrets.
+
+use kube::ResourceExt as _;
+
+use super::{Context, Sight, wall_clock};
+use crate::apply;
+use crate::caches::ObjectKey;
+use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
+use crate::digest::Match;
+use crate::error::Error;
+use crate::memory::{HeldToken, Memory, Verified};
+use crate::plan::{self, Credentials, Held, Observed, Target};
+use crate::secret::{self, Claim, Facts, Found, Owner, Version};
+use crate::status;
+
+impl Context {
+    pub(super) fn observe(&self, credential: &MoneyGoCredential) -> Observed {
+        let now = wall_clock();
+        let owner = Owner {
+            namespace: credential.namespace().unwrap_or_default(),
+            name: credential.name_any(),
+            uid: credential.uid().unwrap_or_default(),
+        };
+        let memory = self.remember(&owner, |memory| memory.clone());
+        let spec = credential.resolve();
+        let mut o = Observed {
+            now,
+            generation: credential.metadata.generation,
+            created: credential.creation_timestamp().map(|time| time.0),
+            ending: self.is_ending(&owner, credential),
+            refresh_requested: credential.annotations().get(annotation::REFRESH_REQUESTED).cloned(),
+            status: newest_status(credential, &memory),
+            failure: None,
+            leading: self.shared.settings.leadership.is_leader(),
+            rival: None,
+            live: false,
+            credentials: Credentials::Missing,
+            target: Target::Missing,
+            claimed: true,
+            held: memory.held.as_ref().map(|held| held_facts(held, false)),
+            replaced_at: memory.replacements.available_at(now),
+            changed_at: memory.changes.available_at(now),
+            mend_at: memory.mends.available_at(now),
+            digests: self.shared.digest_key().is_some(),
+            owner_refused: memory.owner_refused_until.is_some_and(|until| until > now),
+            outage: self.shared.settings.grants.is_outage(),
+            spec,
+            owner,
+        };
+        if let Ok(spec) = &o.spec {
+            let secret = |name: &str| self.caches.secret(&ObjectKey::new(&o.owner.namespace, name));
+            let (credentials, target) = (secret(&spec.credentials), secret(&spec.target));
+            o.credentials = credentials.map_or(Credentials::Missing, |facts| Credentials::Seen(facts.version.clone()));
+            o.target = target.map_or(Target::Missing, |facts| seen_target(&facts, memory.verified.as_ref()));
+        }
+        self.judge(&mut o, &memory);
+        o
+    }
+
+    /// What follows from the Secrets' versions: whose the target is, and whether an earlier failure still counts.
+    pub(super) fn judge(&self, o: &mut Observed, memory: &Memory) {
+        let facts = o.target.facts();
+        if let Ok(spec) = &o.spec {
+            let contenders = self.caches.contenders(&o.owner, &spec.target);
+            let winner = secret::winner(&contenders, facts);
+            o.rival = winner.filter(|winner| winner.uid != o.owner.uid).map(|winner| winner.name.clone());
+        }
+        let is_live = |uid: &str| {
+            let name = facts.and_then(Facts::controller).map(|controller| controller.name.as_str());
+            name.is_some_and(|name| self.caches.is_live(&o.owner.namespace, name, uid))
+        };
+        o.claimed = facts.is_none_or(|facts| secret::claim(facts, &o.owner, is_live) == Claim::Ours);
+        let target = facts.map(|facts| facts.version.clone());
+        let changed = memory.attempt.as_ref().is_some_and(|attempt| {
+            let of_target = attempt.target.is_some() && attempt.target != target;
+            attempt.refresh_requested != o.refresh_requested || of_target
+        });
+        let since = o.status.last_failure_time;
+        let unavailable = status::condition(&o.status, ConditionType::Refreshed)
+            .is_some_and(|refreshed| refreshed.reason == Reason::EndpointUnavailable.as_str());
+        let recovered = self.shared.settings.grants.recovered_at().filter(|_| unavailable);
+        let recovered = recovered.zip(since).is_some_and(|(recovered, since)| recovered > since);
+        o.failure = plan::standing_failure(o, changed || recovered);
+    }
+
+    pub(super) fn is_ending(&self, owner: &Owner, credential: &MoneyGoCredential) -> bool {
+        credential.metadata.deletion_timestamp.is_some()
+            || self.caches.is_ending(&owner.namespace)
+            || !self.caches.is_live(&owner.namespace, &owner.name, &owner.uid)
+    }
+
+    /// Reads both Secrets.
+    pub(super) async fn look(&self, o: &mut Observed) -> Result<Sight, Error> {
+        let Ok(spec) = o.spec.clone() else { return Ok(Sight::default()) };
+        let client = &self.shared.settings.client;
+        let namespace = o.owner.namespace.clone();
+        let (credentials, target) = futures::future::try_join(
+            apply::read_secret(client, &namespace, &spec.credentials),
+            apply::read_secret(client, &namespace, &spec.target),
+        )
+        .await?;
+        let sight = Sight { credentials, target };
+        self.take_in(o, &spec, &sight);
+        Ok(sight)
+    }
+
+    pub(super) fn take_in(&self, o: &mut Observed, spec: &Resolved, sight: &Sight) {
+        let key = self.shared.digest_key();
+        o.now = wall_clock();
+        o.live = true;
+        o.target = sight.target.as_ref().map_or(Target::Missing, |secret| {
+            let facts = Facts::of(&secret.metadata);
+            let found = secret::inspect(secret, &facts, spec, plan::life_in_status(&o.status), key.as_ref());
+            Target::Read { facts: Box::new(facts), found, immutable: secret.immutable == Some(true) }
+        });
+        o.credentials = sight.credentials.as_ref().map_or(Credentials::Missing, |secret| Credentials::Read {
+            version: Version::of(&secret.metadata),
+            content: secret::read_credentials(secret, spec).map(|(id, client_secret)| {
+                let stored = o.target.facts().and_then(|facts| facts.marks.credentials_digest.as_deref());
+                key.as_ref().map_or(Match::Unknown, |key| key.compare(stored, &key.of_credentials(id, client_secret)))
+            }),
+        });
+        self.note(o, sight, spec);
+        let memory = self.remember(&o.owner, |memory| {
+            memory.verified = verified(o);
+            memory.clone()
+        });
+        o.held = memory.held.as_ref().map(|held| {
+            let stored = sight.target.as_ref().and_then(|secret| secret::stored_token(secret, o.target.facts()?, spec));
+            held_facts(held, stored == Some(held.token.expose()))
+        });
+        self.judge(o, &memory);
+    }
+
+    /// What was read is newer than what the watches have shown.
+    pub(super) fn note(&self, o: &Observed, sight: &Sight, spec: &Resolved) {
+        for (name, secret) in [(&spec.credentials, &sight.credentials), (&spec.target, &sight.target)] {
+            if let Some(secret) = secret {
+                self.caches.note_secret(&ObjectKey::new(&o.owner.namespace, name), Facts::of(&secret.metadata));
+            }
+        }
+    }
+}
+
+/// The newest version and status that are known: the watch's, or what we wrote and it does not show yet.
+pub(super) fn newest_version(credential: &MoneyGoCredential, memory: &Memory) -> (Version, MoneyGoCredentialStatus) {
+    let seen = Version::of(&credential.metadata);
+    match &memory.status {
+        Some((written, status)) if written.is_newer_than(&seen) => (written.clone(), status.clone()),
+        _ => (seen, credential.status.clone().unwrap_or_default()),
+    }
+}
+
+pub(super) fn newest_status(credential: &MoneyGoCredential, memory: &Memory) -> MoneyGoCredentialStatus {
+    newest_version(credential, memory).1
+}
+
+pub(super) fn held_facts(held: &HeldToken, is_stored: bool) -> Held {
+    Held { issue: held.issue.clone(), replaces: held.replaces, is_stored }
+}
+
+/// A Secret that nobody looked at since the start is trusted where `managedFields` show that we wrote its data last.
+pub(super) fn seen_target(facts: &Facts, verified: Option<&Verified>) -> Target {
+    let trusted = match verified {
+        Some(verified) => verified.sound && verified.version == facts.version,
+        None => facts.seal == secret::Seal::Intact,
+    };
+    Target::Seen { facts: Box::new(facts.clone()), trusted }
+}
+
+pub(super) fn verified(o: &Observed) -> Option<Verified> {
+    let Target::Read { facts, found, .. } = &o.target else { return None };
+    Some(Verified { version: facts.version.clone(), sound: matches!(found, Found::Token(_)) })
+}

@@ -1,0 +1,144 @@
+//! Saying how things stand: the status, the log, events.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use kube::core::error_boundary::InvalidObject;
+use kube::runtime::controller::Action;
+
+use super::observe::newest_version;
+use super::{Context, WAITS_BEFORE_REPORT, key_of, requeue_at, wall_clock};
+use crate::apply;
+use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
+use crate::error::Error;
+use crate::events::Notice;
+use crate::plan::{self, Observed, Plan};
+use crate::schedule;
+use crate::secret::{Owner, Version};
+use crate::status::{self, State};
+
+impl Context {
+    pub(super) async fn account(&self, o: &mut Observed) -> Result<Action, Error> {
+        match plan::account(o) {
+            Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
+            _ => Ok(Action::await_change()),
+        }
+    }
+
+    pub(super) async fn report(
+        &self,
+        o: &mut Observed,
+        report: status::Report,
+        again_at: Option<Timestamp>,
+    ) -> Result<Action, Error> {
+        let key = key_of(&o.owner);
+        let object = self.caches.credential(&key);
+        let credential = object.as_deref().and_then(|object| object.0.as_ref().ok());
+        let Some(credential) = credential.filter(|credential| credential.uid().as_ref() == Some(&o.owner.uid)) else {
+            return Ok(Action::await_change());
+        };
+        let (version, before) = self.remember(&o.owner, |memory| newest_version(credential, memory));
+        let wanted = report.status(&before, o.now);
+        self.warn_of_sharing(o);
+        if wanted != before {
+            match apply::patch_status(
+                &self.shared.settings.client,
+                &o.owner.namespace,
+                &o.owner.name,
+                &status::patch(&version, &wanted),
+            )
+            .await
+            {
+                Ok(version) => {
+                    self.announce(o, &before, &wanted);
+                    self.remember(&o.owner, |memory| memory.status = Some((version, wanted)));
+                }
+                // It is gone, or its change is on its way to us.
+                Err(error) if error.is_not_found() => return Ok(Action::await_change()),
+                Err(error) if error.is_conflict() => return Ok(Action::requeue(Duration::from_millis(100))),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(requeue_at(again_at))
+    }
+
+    /// One line and one event for each change of what a condition says; none for a retry that fails the same way.
+    pub(super) fn announce(&self, o: &Observed, before: &MoneyGoCredentialStatus, after: &MoneyGoCredentialStatus) {
+        for kind in [ConditionType::Ready, ConditionType::Refreshed] {
+            let Some(now) = status::condition(after, kind) else { continue };
+            let earlier = status::condition(before, kind);
+            if earlier.is_some_and(|earlier| earlier.status == now.status && earlier.reason == now.reason) {
+                continue;
+            }
+            tracing::info!(
+                namespace = %o.owner.namespace, name = %o.owner.name, condition = kind.as_str(), status = now.status,
+                reason = now.reason, "{}", now.message
+            );
+            let reason = Reason::ALL.iter().find(|reason| reason.as_str() == now.reason);
+            let failed = kind == ConditionType::Refreshed && now.status == "False";
+            if let (true, Some(reason)) = (failed, reason) {
+                self.notice(o, true, reason.as_str(), now.message.clone());
+            }
+        }
+    }
+
+    pub(super) fn notice(&self, o: &Observed, is_warning: bool, reason: &'static str, note: String) {
+        self.shared.settings.notices.put(Notice { owner: o.owner.clone(), is_warning, reason, note });
+    }
+
+    /// With a provider that revokes the last token on a new grant, two objects with one client kill each other's tokens.
+    pub(super) fn warn_of_sharing(&self, o: &Observed) {
+        let Ok(spec) = &o.spec else { return };
+        let others = self.caches.sharing_credentials(&key_of(&o.owner), &spec.credentials);
+        let (Some(other), false) = (others.first(), self.remember(&o.owner, |memory| memory.warned_of_sharing)) else {
+            return;
+        };
+        self.remember(&o.owner, |memory| memory.warned_of_sharing = true);
+        let note = format!(
+            "the MoneyGoCredential \"{other}\" has the same credentials Secret: if Money-Go ends a client's last token when it gives a new one, the two end each other's; use a client for each"
+        );
+        self.notice(o, true, "SharedCredentials", note);
+    }
+
+    /// Says that the object waits for leave to ask for a token, if that takes long or if its token ends meanwhile.
+    pub(super) async fn wait(&self, o: &Observed) -> Result<Action, Error> {
+        let mut o = o.clone();
+        let since = self.remember(&o.owner, |memory| *memory.waits_since.get_or_insert(o.now));
+        let Plan::Rest(report, again_at) = plan::account(&o) else { return Ok(Action::await_change()) };
+        let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
+        let ends = was_ready && report.ready.state != State::True;
+        let report_at = schedule::add(since, WAITS_BEFORE_REPORT);
+        if !ends && o.now < report_at {
+            return Ok(requeue_at(Some(report_at)));
+        }
+        self.report(&mut o, *report, again_at).await
+    }
+
+    /// An object that cannot be read: an older schema's, or made by hand. It stops itself and no other.
+    pub(super) async fn report_broken(&self, invalid: &InvalidObject) -> Result<Action, Error> {
+        let meta = &invalid.metadata;
+        let owner = Owner {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+        };
+        if !self.shared.settings.leadership.is_leader() || meta.deletion_timestamp.is_some() {
+            return Ok(Action::await_change());
+        }
+        let client = &self.shared.settings.client;
+        let Some(object) = apply::read_any_credential(client, &owner.namespace, &owner.name).await? else {
+            return Ok(Action::await_change());
+        };
+        let stored = object.data.get("status").cloned().unwrap_or_default();
+        if status::says_unreadable(&stored, meta.generation) {
+            return Ok(Action::await_change());
+        }
+        tracing::warn!(namespace = %owner.namespace, name = %owner.name, reason = Reason::InvalidSpec.as_str(), "the object cannot be read");
+        let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, wall_clock());
+        match apply::patch_status(client, &owner.namespace, &owner.name, &patch).await {
+            Err(error) if !error.is_not_found() && !error.is_refusal() => Err(error),
+            _ => Ok(Action::await_change()),
+        }
+    }
+}

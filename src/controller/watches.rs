@@ -1,0 +1,232 @@
+//! The watches, and what runs beside them for as long as the process does.
+
+use std::sync::{Arc, PoisonError};
+
+use futures::{Stream, StreamExt as _};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::reflector;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Resource as _};
+
+use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, wall_clock};
+use crate::apply;
+use crate::caches::{Guarded, ObjectKey};
+use crate::crd::annotation;
+use crate::digest::DigestKey;
+use crate::error::Error;
+use crate::secret::Version;
+
+impl Context {
+    fn watches(&self, namespace: &str) -> bool {
+        self.namespace.as_ref().is_none_or(|watched| watched == namespace)
+    }
+
+    pub(super) fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        let client = self.shared.settings.client.clone();
+        let namespace = self.namespace.as_deref();
+        namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+    }
+
+    pub(super) async fn watch_objects(self: Arc<Self>, mut writer: reflector::store::Writer<Guarded>) {
+        let mut config = watcher::Config::default();
+        if let Some(selector) = &self.shared.settings.label_selector {
+            config = config.labels(selector);
+        }
+        let api: Api<Guarded> = self.api();
+        let events = watcher::watcher(api, config).default_backoff().modify(prune);
+        follow("MoneyGoCredentials", events, |event| {
+            let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
+            let folded = self.caches.fold_object(&mut writer, &event);
+            for key in folded.gone {
+                self.shared.settings.grants.withdraw(&key);
+                self.shared.memories.forget(&key);
+            }
+            if !own {
+                self.call_all(folded.look_at);
+            }
+        })
+        .await;
+    }
+
+    /// The watch shows what this process wrote: there is nothing to look at.
+    pub(super) fn is_own_status(&self, object: &Guarded) -> bool {
+        self.shared.memories.wrote_status(&ObjectKey::of(object), &Version::of(object.meta()))
+    }
+
+    pub(super) async fn watch_secrets(self: Arc<Self>, listed: tokio::sync::oneshot::Sender<()>) {
+        let mut listed = Some(listed);
+        let events =
+            watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).default_backoff();
+        follow("Secrets", events, |event| {
+            let is_whole = matches!(event, Event::InitDone);
+            self.call_all(self.caches.fold_secret(event));
+            if is_whole && let Some(listed) = listed.take() {
+                let _ = listed.send(());
+            }
+        })
+        .await;
+    }
+
+    pub(super) async fn watch_namespaces(self: Arc<Self>) {
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.shared.settings.client.clone());
+        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+        follow("Namespaces", events, |event| self.caches.fold_namespace(&event)).await;
+    }
+
+    pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
+        for key in keys {
+            // Only a controller that has ended does not listen.
+            let _ = self.calls.send(key);
+        }
+    }
+}
+
+/// Hands on a watch's events, and says once when it fails and once when it is back.
+pub(super) async fn follow<K>(
+    what: &str,
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+    mut fold: impl FnMut(Event<K>),
+) {
+    let mut failing = false;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(what, "the watch is back");
+                }
+                fold(event);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(what, error = watch_failure(&error), "the watch fails, and is tried again");
+                }
+            }
+        }
+    }
+}
+
+/// A watch error's own text can quote what could not be parsed.
+pub(super) fn watch_failure(error: &watcher::Error) -> String {
+    let (doing, cause) = match error {
+        watcher::Error::InitialListFailed(cause) => ("list", cause),
+        watcher::Error::WatchStartFailed(cause) => ("start to watch", cause),
+        watcher::Error::WatchFailed(cause) => ("watch", cause),
+        watcher::Error::WatchError(status) => {
+            return format!("the API server ended the watch: {} {}", status.code, status.reason);
+        }
+        watcher::Error::NoResourceVersion => return "the API server gave a list without a resourceVersion".to_owned(),
+    };
+    Error::of(doing, cause).to_string()
+}
+
+/// What nobody reads is not kept.
+pub(super) fn prune(object: &mut Guarded) {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.retain(|key, _| key == annotation::REFRESH_REQUESTED);
+    }
+}
+
+impl Shared {
+    pub(super) async fn fetch_digest_key(&self) {
+        let Some(namespace) = &self.settings.own_namespace else { return };
+        match apply::digest_key(&self.settings.client, namespace).await {
+            Ok(Some(key)) => *self.digest_key.write().unwrap_or_else(PoisonError::into_inner) = Some(key),
+            Ok(None) => {
+                tracing::warn!(secret = apply::DIGEST_KEY_SECRET, "holds no key: delete it, and it is made anew");
+            }
+            Err(error) => tracing::warn!(%error, "no key for digests yet: changes are noticed less exactly"),
+        }
+    }
+
+    pub(super) async fn keep_fetching_digest_key(self: Arc<Self>) {
+        while self.settings.own_namespace.is_some() && self.digest_key().is_none() {
+            tokio::time::sleep(DIGEST_KEY_RETRY).await;
+            self.fetch_digest_key().await;
+        }
+    }
+
+    pub(super) fn digest_key(&self) -> Option<DigestKey> {
+        self.digest_key.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn call_everyone(contexts: &[Arc<Context>]) {
+    for context in contexts {
+        context.call_all(context.caches.keys());
+    }
+}
+
+/// On becoming the leader, looks at everything: a standby asked for nothing.
+pub(super) async fn follow_leadership(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
+    let mut changed = shared.settings.leadership.changed();
+    loop {
+        let leads = *changed.borrow_and_update();
+        shared.settings.metrics.set_leader(leads);
+        if leads {
+            call_everyone(&contexts);
+        }
+        if changed.changed().await.is_err() {
+            // Nobody stands for election: it stays as it is.
+            return std::future::pending().await;
+        }
+    }
+}
+
+pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
+    let grants = Arc::clone(&shared.settings.grants);
+    grants
+        .run(|key| {
+            for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
+                context.call_all([key.clone()]);
+            }
+        })
+        .await;
+}
+
+/// Compares the clocks, and looks at everything again after a jump: timers follow the monotonic clock, which stands still
+/// while the machine is suspended and knows nothing of a wall clock that is set.
+pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
+    let mut before = Clocks::read();
+    loop {
+        shared.settings.probes.beat();
+        tokio::time::sleep(HEARTBEAT).await;
+        let now = Clocks::read();
+        if now.jumped_since(before) {
+            tracing::info!("a clock jumped: looking at everything again");
+            call_everyone(&contexts);
+        }
+        before = now;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Clocks {
+    wall: Timestamp,
+    boot: SignedDuration,
+    monotonic: SignedDuration,
+}
+
+impl Clocks {
+    pub(super) fn read() -> Self {
+        use rustix::time::{ClockId, clock_gettime};
+        let read = |clock| {
+            let time = clock_gettime(clock);
+            SignedDuration::new(time.tv_sec, i32::try_from(time.tv_nsec).unwrap_or(0))
+        };
+        Self { wall: wall_clock(), boot: read(ClockId::Boottime), monotonic: read(ClockId::Monotonic) }
+    }
+
+    pub(super) fn jumped_since(self, before: Self) -> bool {
+        let monotonic = self.monotonic - before.monotonic;
+        let of = |passed: SignedDuration| (passed - monotonic).abs() > JUMP;
+        of(self.wall.duration_since(before.wall)) || of(self.boot - before.boot)
+    }
+}

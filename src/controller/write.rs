@@ -1,0 +1,166 @@
+//! Writing the target: a token that is held, or what is missing beside the one that is there.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::controller::Action;
+
+use super::mint::life_in_target;
+use super::{Context, OWNER_REFUSED_FOR, Sight, wall_clock};
+use crate::apply;
+use crate::caches::ObjectKey;
+use crate::crd::{Reason, Resolved};
+use crate::digest::Match;
+use crate::error::Error;
+use crate::memory::{HeldToken, Verified};
+use crate::plan::{self, Credentials, Observed, Plan, Target};
+use crate::schedule::{self, Backoff, Life};
+use crate::secret::{self, Content, Facts, Found, Issue, Ownership};
+use crate::status::Failure;
+use crate::token::AccessToken;
+
+impl Context {
+    pub(super) async fn store(&self, o: &mut Observed, held: HeldToken, sight: Sight) -> Result<Action, Error> {
+        let Ok(spec) = o.spec.clone() else { return Ok(Action::await_change()) };
+        let content = Content { token: held.token.expose(), issue: &held.issue };
+        let written = match self.write(o, &spec, content, sight.target.as_ref()).await {
+            Ok(written) => written,
+            Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
+            Err(error) => return Err(error),
+        };
+        let replaces = held.replaces.is_some();
+        self.remember(&o.owner, |memory| {
+            memory.held = None;
+            memory.attempt = None;
+        });
+        o.held = None;
+        o.failure = None;
+        o.status.failed_attempts = None;
+        self.stored(o, &written, held.issue.life, &held.issue);
+        let (reason, done) = if replaces { ("Refreshed", "refreshed") } else { ("Issued", "issued") };
+        tracing::info!(
+            namespace = %o.owner.namespace, name = %o.owner.name, secret = %spec.target, reason,
+            expires_at = %held.issue.life.expires_at, "token {done}"
+        );
+        self.notice(
+            o,
+            false,
+            if replaces { "TokenRefreshed" } else { "TokenIssued" },
+            format!("the Secret \"{}\" holds a token that expires at {}", spec.target, held.issue.life.expires_at),
+        );
+        if o.ending {
+            return Ok(Action::await_change());
+        }
+        self.account(o).await
+    }
+
+    pub(super) async fn mend(&self, o: &mut Observed, issue: Issue, sight: Sight) -> Result<Action, Error> {
+        let Ok(spec) = o.spec.clone() else { return Ok(Action::await_change()) };
+        let token = sight
+            .target
+            .as_ref()
+            .zip(o.target.facts())
+            .and_then(|(secret, facts)| secret::stored_token(secret, facts, &spec));
+        let Some(token) = token.map(ToOwned::to_owned).and_then(AccessToken::new) else {
+            return Ok(Action::requeue(Duration::ZERO));
+        };
+        let issue = self.restamped(o, issue, &sight, &spec);
+        let content = Content { token: token.expose(), issue: &issue };
+        self.remember(&o.owner, |memory| memory.mends.take(wall_clock()));
+        let written = match self.write(o, &spec, content, sight.target.as_ref()).await {
+            Ok(written) => written,
+            Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
+            Err(error) => return Err(error),
+        };
+        self.stored(o, &written, issue.life, &issue);
+        tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, secret = %spec.target, reason = "Mended", "put back what was missing beside the token");
+        // There may be more to do than the mending: the next look is at what is there now.
+        match plan::plan(o) {
+            Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
+            _ => Ok(Action::requeue(Duration::ZERO)),
+        }
+    }
+
+    /// Puts back a digest that was stripped, where the credentials are the very ones that the token was asked for with.
+    pub(super) fn restamped(&self, o: &Observed, issue: Issue, sight: &Sight, spec: &Resolved) -> Issue {
+        let key = self.shared.digest_key();
+        let fresh = sight.credentials.as_ref().zip(key).and_then(|(secret, key)| {
+            let (id, client_secret) = secret::read_credentials(secret, spec).ok()?;
+            plan::is_restampable(o).then(|| key.of_credentials(id, client_secret))
+        });
+        let unknown = !matches!(o.credentials, Credentials::Read { content: Ok(Match::Same | Match::Different), .. });
+        let credentials_digest = if unknown { fresh.or(issue.credentials_digest) } else { issue.credentials_digest };
+        Issue { credentials_digest, ..issue }
+    }
+
+    /// Writes the target; where the API server refuses to change its owner, without that.
+    pub(super) async fn write(
+        &self,
+        o: &Observed,
+        spec: &Resolved,
+        content: Content<'_>,
+        live: Option<&Secret>,
+    ) -> Result<Secret, Error> {
+        let key = self.shared.digest_key();
+        let compose = |ownership| secret::compose(live, &o.owner, spec, content, key.as_ref(), ownership);
+        let ownership = if o.owner_refused { Ownership::AsFound } else { Ownership::AsWanted };
+        let wanted = compose(ownership);
+        let changes_owner = live.is_some_and(|live| {
+            live.metadata.owner_references.clone().unwrap_or_default()
+                != wanted.metadata.owner_references.clone().unwrap_or_default()
+        });
+        let mut result = apply::write_secret(&self.shared.settings.client, &wanted).await;
+        if changes_owner && result.as_ref().is_err_and(Error::is_forbidden) {
+            result = apply::write_secret(&self.shared.settings.client, &compose(Ownership::AsFound)).await;
+            if result.is_ok() {
+                self.owner_refused(o);
+            }
+        }
+        let outcome = result.as_ref().err().map_or("Ok", Error::reason);
+        self.shared.settings.metrics.secret_write(outcome);
+        result
+    }
+
+    pub(super) fn owner_refused(&self, o: &Observed) {
+        self.remember(&o.owner, |memory| {
+            memory.owner_refused_until = Some(schedule::add(wall_clock(), OWNER_REFUSED_FOR));
+        });
+        let note = "the API server refuses to change the Secret's owner, so that it will not be deleted with this object: give the operator `delete` on Secrets, or set target.deletionPolicy to Retain";
+        tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, reason = "OwnerRefused", "{note}");
+        self.notice(o, true, "OwnerRefused", note.to_owned());
+    }
+
+    /// The API server will not have it. The token, if there is a new one, stays held and is written again.
+    pub(super) async fn write_refused(&self, o: &mut Observed, error: &Error) -> Result<Action, Error> {
+        let code = if let Error::Api { code, .. } = error { *code } else { 0 };
+        tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, %error, "the Secret was not written");
+        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
+        let living = life_in_target(o).map(|life| life.expires_at);
+        let next = schedule::next_attempt(o.now, Backoff::Transient, attempts, None, living, &o.owner.uid);
+        let message = format!(
+            "the API server refuses to write the Secret (HTTP {code}): look at the operator's rights, quotas and admission webhooks; it is tried again with the same token"
+        );
+        self.fail(o, Failure { reason: Reason::TargetForbidden, message, at: o.now, attempts, next_attempt_at: next })
+            .await
+    }
+
+    /// Takes note of what was just written.
+    pub(super) fn stored(&self, o: &mut Observed, written: &Secret, life: Life, issue: &Issue) {
+        let facts = Facts::of(&written.metadata);
+        let name = written.metadata.name.clone().unwrap_or_default();
+        self.caches.note_secret(&ObjectKey::new(&o.owner.namespace, &name), facts.clone());
+        self.remember(&o.owner, |memory| {
+            memory.verified = Some(Verified { version: facts.version.clone(), sound: true });
+        });
+        o.claimed = true;
+        o.target = Target::Read { facts: Box::new(facts), found: Found::Token(life), immutable: false };
+        if let Credentials::Read { version, content: Ok(content) } = &mut o.credentials
+            && *version == issue.credentials
+        {
+            *content = Match::Same;
+        }
+        // The status is behind the Secret now, and follows.
+        o.status.issued_at = Some(life.issued_at);
+        o.status.expires_at = Some(life.expires_at);
+    }
+}
