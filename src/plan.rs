@@ -536,13 +536,14 @@ fn credentials_problem(o: &Observed) -> Option<(Reason, String)> {
                 "there is no Secret \"{name}\" in this namespace: create it with the keys \"{id}\" and \"{secret}\""
             ),
         ),
-        Some(CredentialsProblem::Incomplete) => {
-            (Reason::CredentialsIncomplete, format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\""))
-        }
+        Some(CredentialsProblem::Incomplete) => (
+            Reason::CredentialsIncomplete,
+            format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\", with a value"),
+        ),
         Some(CredentialsProblem::Malformed) => (
             Reason::CredentialsMalformed,
             format!(
-                "in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is empty, is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)"
+                "in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)"
             ),
         ),
     })
