@@ -47,12 +47,13 @@ impl Context {
             spec,
             owner,
         };
-        if let Ok(spec) = &o.spec {
-            let secret = |name: &str| self.caches.secret(&ObjectKey::new(&o.owner.namespace, name));
-            let (credentials, target) = (secret(&spec.credentials), secret(&spec.target));
-            o.credentials = credentials.map_or(Credentials::Missing, |facts| Credentials::Seen(facts.version.clone()));
-            o.target = target.map_or(Target::Missing, |facts| seen_target(&facts, memory.verified.as_ref()));
-        }
+        let secret = |name: &str| self.caches.secret(&ObjectKey::new(&o.owner.namespace, name));
+        // A spec that cannot be worked with takes no token away: what the target holds still counts.
+        let target = o.status.target_name.clone().unwrap_or_else(|| credential.target_name().to_owned());
+        let target = secret(o.spec.as_ref().map_or(&target, |spec| &spec.target));
+        o.target = target.map_or(Target::Missing, |facts| seen_target(&facts, memory.verified.as_ref()));
+        let credentials = secret(&credential.spec.credentials_ref.name);
+        o.credentials = credentials.map_or(Credentials::Missing, |facts| Credentials::Seen(facts.version.clone()));
         self.judge(&mut o, &memory);
         o
     }
