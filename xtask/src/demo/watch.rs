@@ -29,6 +29,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// How much of a token is shown.
 const SHOWN_CHARS: usize = 4;
 
+const WAITING: &str = "    waiting for Ready";
+
 type Objects = Pin<Box<dyn Stream<Item = watcher::Result<Option<MoneyGoCredential>>> + Send>>;
 
 /// Somebody who looks at the object and its Secret.
@@ -68,12 +70,14 @@ impl<'a> Watch<'a> {
     /// Shows the object until it is Ready, and then its Secret.
     pub async fn until_ready(&mut self) -> anyhow::Result<()> {
         terminal::heading(&format!("kubectl get mgc --namespace {}", self.cluster.namespace()));
-        let mut progress = Progress::new("    waiting for Ready");
+        let mut progress = Progress::new(WAITING);
         let (started, mut seen) = (Instant::now(), None);
         while seen.as_ref().is_none_or(|(status, _)| status != "True") {
             self.look().await?;
             let ready = self.condition("Ready").map(|ready| (ready.status.clone(), ready.reason.clone()));
             if ready != seen {
+                // Ends the line that is being updated.
+                drop(std::mem::replace(&mut progress, Progress::new(WAITING)));
                 self.show_row().await?;
                 seen = ready;
             }
@@ -82,7 +86,10 @@ impl<'a> Watch<'a> {
                 self.operator.show_log();
                 bail!("{} is not Ready after {} s: {}", self.name, READY_LIMIT.as_secs(), self.why_not());
             }
-            progress.show(seen.as_ref().map_or("", |(_, reason)| reason));
+            // Mostly there is nothing to wait for.
+            if started.elapsed() > TICK * 4 {
+                progress.show(seen.as_ref().map_or("", |(_, reason)| reason));
+            }
         }
         drop(progress);
         self.token = self.read_token().await?;
