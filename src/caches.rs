@@ -372,3 +372,6 @@ impl Secrets {
         gone
     }
 }
+
+#[cfg(test)]
+mod tests;

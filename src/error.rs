@@ -84,3 +84,6 @@ impl Error {
         matches!(self, Self::Api { code: 403, .. })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -339,3 +339,6 @@ impl<K: Clone + Ord + Hash> Drop for Permit<K> {
         self.grants.changed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,3 +125,6 @@ impl Memories {
         all.iter().filter(|(_, memory)| memory.held.is_some()).map(|(key, _)| key.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

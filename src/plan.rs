@@ -819,3 +819,6 @@ pub fn standing_failure(o: &Observed, changed: bool) -> Option<Failure> {
     let next_attempt_at = if credible { failure.next_attempt_at } else { o.now };
     Some(Failure { next_attempt_at, ..failure })
 }
+
+#[cfg(test)]
+mod tests;

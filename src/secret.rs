@@ -570,3 +570,6 @@ fn well_formed(value: &[u8]) -> Result<&str, CredentialsProblem> {
     let sound = text.trim() == text && !text.starts_with('\u{feff}');
     if sound { Ok(text) } else { Err(CredentialsProblem::Malformed) }
 }
+
+#[cfg(test)]
+mod tests;

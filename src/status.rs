@@ -232,3 +232,6 @@ fn new_condition(kind: ConditionType, verdict: &Verdict, generation: Option<i64>
         last_transition_time: since,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,442 @@
+use std::cell::Cell;
+
+use fake_moneygo::{FakeMoneyGo, Script};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use super::*;
+use crate::schedule::add;
+use crate::token::{TokenClientConfig, Unavailability};
+
+type Key = &'static str;
+
+fn start() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn in_secs(secs: i64) -> Timestamp {
+    add(wall(), jiff::SignedDuration::from_secs(secs))
+}
+
+thread_local! {
+    static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// A wall clock in step with tokio's, which stands still while it is paused.
+fn wall() -> Timestamp {
+    let begun = BEGUN.get().unwrap_or_else(Instant::now);
+    BEGUN.set(Some(begun));
+    add(start(), jiff::SignedDuration::try_from(begun.elapsed()).unwrap())
+}
+
+fn token_client(url: &str) -> TokenClient {
+    let timeout = Duration::from_secs(20);
+    let config = TokenClientConfig { url: url.to_owned(), allow_insecure: false, ca_file: None, timeout };
+    TokenClient::new(&config, wall).unwrap()
+}
+
+fn limits(per_second: f64, concurrency: u32) -> Limits {
+    Limits { per_second, concurrency: NonZeroU32::new(concurrency).unwrap() }
+}
+
+/// A queue whose `run` is running, and whom it calls.
+struct Queue {
+    grants: Arc<Grants<Key>>,
+    calls: UnboundedReceiver<Key>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Queue {
+    fn at(url: &str, limits: Limits) -> Self {
+        wall();
+        let grants = Grants::new(token_client(url), limits, wall);
+        let (call, calls) = mpsc::unbounded_channel();
+        let queue = Arc::clone(&grants);
+        let running = tokio::spawn(async move { queue.run(|key| _ = call.send(*key)).await });
+        Self { grants, calls, running }
+    }
+
+    /// One that makes no request.
+    fn new(per_second: f64, concurrency: u32) -> Self {
+        Self::at("http://127.0.0.1:9/token", limits(per_second, concurrency))
+    }
+
+    /// Whoever was called by now.
+    async fn called(&mut self) -> Vec<Key> {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        std::iter::from_fn(|| self.calls.try_recv().ok()).collect()
+    }
+
+    /// Who is called next, and after how many milliseconds.
+    async fn next(&mut self) -> (Key, u128) {
+        let before = Instant::now();
+        let called = tokio::time::timeout(Duration::from_secs(120), self.calls.recv()).await;
+        (called.expect("a call").expect("a queue that runs"), before.elapsed().as_millis())
+    }
+
+    #[track_caller]
+    fn admit(&self, key: Key, urgency: Timestamp) -> Permit<Key> {
+        self.grants.admit(&key, urgency).expect("a permit")
+    }
+
+    #[track_caller]
+    fn enqueue(&self, key: Key, urgency: Timestamp) {
+        assert!(self.grants.admit(&key, urgency).is_none(), "{key} should wait");
+    }
+
+    /// As a request that fails, or is answered, would end.
+    fn fails(&self, permit: Permit<Key>) -> Blame {
+        self.grants.failed(&permit.key)
+    }
+
+    fn answers(&self, permit: Permit<Key>) {
+        self.grants.answered(&permit.key);
+        drop(permit);
+    }
+
+    /// Two clients meet an endpoint that is down.
+    #[track_caller]
+    fn break_down(&self) {
+        let (one, other) = (self.admit("x", wall()), self.admit("y", wall()));
+        assert_eq!(self.fails(one), Blame::Endpoint);
+        assert!(!self.grants.is_outage());
+        assert_eq!(self.fails(other), Blame::Outage);
+        assert!(self.grants.is_outage());
+    }
+}
+
+/// So fast that no start waits for another.
+const FAST: f64 = 1e12;
+
+// ---- The queue -------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn the_token_that_ends_first_goes_first() {
+    let mut queue = Queue::new(FAST, 1);
+    let permit = queue.admit("first", in_secs(500));
+    for (key, ends_in) in [("c", 300), ("a", 100), ("e", -10), ("b", 200), ("d", 200)] {
+        queue.enqueue(key, in_secs(ends_in));
+    }
+    assert_eq!(queue.called().await, Vec::<Key>::new());
+    drop(permit);
+    for expected in ["e", "a", "b", "d", "c"] {
+        let (key, _) = queue.next().await;
+        assert_eq!(key, expected);
+        drop(queue.admit(key, wall()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_waits_once_with_its_latest_urgency() {
+    let mut queue = Queue::new(FAST, 1);
+    let permit = queue.admit("first", in_secs(500));
+    queue.enqueue("a", in_secs(300));
+    queue.enqueue("b", in_secs(200));
+    queue.enqueue("a", in_secs(100));
+    drop(permit);
+    for expected in ["a", "b"] {
+        let (key, _) = queue.next().await;
+        assert_eq!(key, expected);
+        drop(queue.admit(key, wall()));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(queue.called().await, Vec::<Key>::new(), "a is not called twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_the_concurrency_are_out_at_once() {
+    let mut queue = Queue::new(FAST, 3);
+    let mut out = Vec::new();
+    for key in ["a", "b", "c"] {
+        out.push(queue.admit(key, wall()));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for key in ["d", "e", "f"] {
+        queue.enqueue(key, wall());
+    }
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(queue.called().await, Vec::<Key>::new());
+    out.truncate(1);
+    assert_eq!([queue.next().await.0, queue.next().await.0], ["d", "e"]);
+    assert_eq!(queue.called().await, Vec::<Key>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_the_rate_start() {
+    let mut queue = Queue::new(20.0, 100);
+    drop(queue.admit("0", wall()));
+    let names = ["1", "2", "3", "4", "5"];
+    for name in names {
+        queue.enqueue(name, wall());
+    }
+    for name in names {
+        let (key, waited_ms) = queue.next().await;
+        assert_eq!(key, name);
+        assert!((50..=51).contains(&waited_ms), "{waited_ms} ms");
+        drop(queue.admit(key, wall()));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    drop(queue.admit("late", wall()));
+    queue.enqueue("later", wall());
+    assert!(queue.next().await.1 >= 50, "idle time is not saved up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_does_not_overtake_those_that_wait() {
+    let mut queue = Queue::new(1.0, 1);
+    drop(queue.admit("first", wall()));
+    queue.enqueue("urgent", in_secs(-5));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    queue.enqueue("newcomer", in_secs(100));
+    assert_eq!(queue.next().await.0, "urgent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_withdrawn_is_not_called_and_gives_its_place_on() {
+    let mut queue = Queue::new(FAST, 1);
+    let permit = queue.admit("first", wall());
+    for (key, ends_in) in [("a", 100), ("b", 200), ("c", 300)] {
+        queue.enqueue(key, in_secs(ends_in));
+    }
+    queue.grants.withdraw(&"a");
+    drop(permit);
+    assert_eq!(queue.next().await.0, "b");
+    queue.grants.forget(&"b");
+    let (key, waited_ms) = queue.next().await;
+    assert_eq!(key, "c");
+    assert!(waited_ms < 10, "called, and gone: its permit goes on at once, after {waited_ms} ms");
+    queue.grants.withdraw(&"never seen");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_is_not_collected_goes_to_the_next() {
+    let mut queue = Queue::new(FAST, 1);
+    let permit = queue.admit("first", wall());
+    queue.enqueue("slow", in_secs(100));
+    queue.enqueue("next", in_secs(200));
+    drop(permit);
+    assert_eq!(queue.next().await.0, "slow");
+    let (key, waited_ms) = queue.next().await;
+    assert_eq!(key, "next");
+    assert!((10_000..10_010).contains(&waited_ms), "{waited_ms} ms");
+    queue.enqueue("slow", in_secs(100));
+    drop(queue.admit("next", wall()));
+    assert_eq!(queue.next().await.0, "slow", "it waits anew");
+    drop(queue.admit("slow", wall()));
+    drop(queue.admit("more", wall()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_closed_calls_nobody_and_ends() {
+    let mut queue = Queue::new(FAST, 2);
+    let permit = queue.admit("out", wall());
+    let other = queue.admit("other", in_secs(1));
+    queue.enqueue("a", in_secs(2));
+    queue.grants.close();
+    drop(other);
+    (&mut queue.running).await.unwrap();
+    assert_eq!(queue.called().await, Vec::<Key>::new());
+    assert!(queue.grants.admit(&"b", wall()).is_none());
+    queue.answers(permit);
+    queue.grants.run(|_| panic!("closed")).await;
+}
+
+// ---- The endpoint's health -------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_the_clients_where_others_are_answered_and_the_endpoints_where_nobody_knows() {
+    let queue = Queue::new(FAST, 10);
+    let step = || tokio::time::sleep(Duration::from_millis(10));
+    for _ in 0..3 {
+        assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Endpoint, "however often, it is one client");
+        step().await;
+    }
+    queue.answers(queue.admit("b", wall()));
+    step().await;
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Client);
+    queue.grants.withdraw(&"a");
+    step().await;
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Client, "a look in between forgets nothing");
+    queue.answers(queue.admit("a", wall()));
+    step().await;
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Endpoint, "it was answered, so this is a new failure");
+    queue.grants.forget(&"a");
+    step().await;
+    assert_eq!(queue.fails(queue.admit("b", wall())), Blame::Endpoint, "one that is gone is no witness");
+    assert!(!queue.grants.is_outage());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_with_an_answer_between_them_are_no_outage() {
+    let queue = Queue::new(FAST, 10);
+    for (key, expected) in [("a", Blame::Endpoint), ("c", Blame::Endpoint), ("d", Blame::Endpoint)] {
+        assert_eq!(queue.fails(queue.admit(key, wall())), expected, "{key}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        queue.answers(queue.admit("b", wall()));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!queue.grants.is_outage());
+    assert_eq!(queue.grants.recovered_at(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_endpoint_is_down_one_probe_at_a_time_is_made_every_5_to_30_s() {
+    let mut queue = Queue::new(FAST, 10);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let first = queue.admit("x", wall());
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let second = queue.admit("y", wall());
+    queue.fails(first);
+    assert_eq!(queue.fails(second), Blame::Outage);
+    // All have expired: there is nothing to hurry for.
+    for key in ["a", "b", "c"] {
+        queue.enqueue(key, in_secs(-100));
+    }
+    let mut waits = Vec::new();
+    for _ in 0..6 {
+        let (key, waited_ms) = queue.next().await;
+        waits.push(waited_ms / 1000);
+        let probe = queue.admit(key, in_secs(-100));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(queue.called().await, Vec::<Key>::new(), "a second probe");
+        assert_eq!(queue.fails(probe), Blame::Outage);
+        queue.enqueue(key, in_secs(-100));
+    }
+    assert_eq!(waits, [5, 10, 20, 30, 30, 30]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_were_under_way_as_the_outage_began_do_not_put_off_the_probe() {
+    let mut queue = Queue::new(FAST, 10);
+    let mut under_way = Vec::new();
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        under_way.push(queue.admit(key, wall()));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for permit in under_way {
+        queue.fails(permit);
+    }
+    queue.enqueue("g", in_secs(-1));
+    let (_, waited_ms) = queue.next().await;
+    assert!((5000..5010).contains(&waited_ms), "{waited_ms} ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_never_waits_longer_than_a_quarter_of_what_the_most_urgent_living_token_has_left() {
+    // (the most urgent living one ends in s, the probe comes after ms)
+    for (left_secs, expected_ms) in [(1000, 5000), (20, 5000), (12, 3000), (8, 2000), (4, 1000), (2, 1000), (1, 1000)] {
+        let mut queue = Queue::new(FAST, 10);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let (one, other) = (queue.admit("x", wall()), {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            queue.admit("y", wall())
+        });
+        queue.fails(one);
+        queue.fails(other);
+        queue.enqueue("expired", in_secs(-3));
+        queue.enqueue("later", in_secs(5000));
+        queue.enqueue("urgent", in_secs(left_secs));
+        let (key, waited_ms) = queue.next().await;
+        assert_eq!(key, "expired", "the order stays");
+        assert!(waited_ms.abs_diff(expected_ms) < 10, "{left_secs} s left: {waited_ms} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_answer_releases_all_at_the_limiters_pace() {
+    let mut queue = Queue::new(10.0, 10);
+    let one = queue.admit("x", wall());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let other = queue.admit("y", wall());
+    queue.fails(one);
+    queue.fails(other);
+    for key in ["a", "b", "c", "d"] {
+        queue.enqueue(key, in_secs(-100));
+    }
+    let (key, _) = queue.next().await;
+    let probe = queue.admit(key, wall());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let back_at = wall();
+    queue.answers(probe);
+    assert!(!queue.grants.is_outage());
+    assert_eq!(queue.grants.recovered_at(), Some(back_at));
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        waits.push(queue.next().await.1);
+    }
+    assert!(waits[0] < 5 && waits[1..].iter().all(|ms| ms.abs_diff(100) < 5), "{waits:?}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    queue.grants.withdraw(&"b");
+    assert_eq!(queue.fails(queue.admit("x", wall())), Blame::Endpoint, "what failed before is forgotten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_object_is_gone_is_made_by_the_next() {
+    let mut queue = Queue::new(FAST, 10);
+    let one = queue.admit("x", wall());
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let other = queue.admit("y", wall());
+    queue.fails(one);
+    queue.fails(other);
+    queue.enqueue("gone", in_secs(-100));
+    queue.enqueue("next", in_secs(-50));
+    assert_eq!(queue.next().await.0, "gone");
+    queue.grants.forget(&"gone");
+    assert_eq!(queue.next().await.0, "next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_first_in_an_outage_waits_for_the_probes_time() {
+    let mut queue = Queue::new(FAST, 10);
+    queue.break_down();
+    queue.enqueue("a", in_secs(-1));
+    let (key, waited_ms) = queue.next().await;
+    assert_eq!(key, "a");
+    assert!((5000..5010).contains(&waited_ms), "{waited_ms} ms");
+    queue.answers(queue.admit("a", wall()));
+    drop(queue.admit("b", wall()));
+}
+
+// ---- A request -------------------------------------------------------------------------------------------------------
+
+fn credentials(id: &str) -> ClientCredentials {
+    ClientCredentials::new(id.to_owned(), "secret".to_owned())
+}
+
+#[tokio::test]
+async fn a_request_tells_whose_failure_it_is() {
+    let fake = FakeMoneyGo::builder().any_client().start().await.unwrap();
+    let queue = Queue::at(&fake.token_url(), limits(FAST, 10));
+    let ask = async |id: Key| queue.admit(id, wall()).request(&credentials(id), "api").await;
+    fake.script("down", Script::status(503).forever());
+    fake.script("down too", Script::status(500).forever());
+    fake.script("limited", Script::status(429).forever());
+    fake.script("refused", Script::status(401).forever());
+
+    let (error, blame) = ask("down").await.unwrap_err();
+    assert!(matches!(error, TokenError::Unavailable { cause: Unavailability::Reported, .. }));
+    assert_eq!(blame, Blame::Endpoint);
+    assert!(ask("well").await.is_ok());
+    assert_eq!(ask("down").await.unwrap_err().1, Blame::Client);
+    assert_eq!(ask("down too").await.unwrap_err().1, Blame::Endpoint);
+    let (error, blame) = ask("limited").await.unwrap_err();
+    assert!(matches!(error, TokenError::RateLimited { .. }));
+    assert_eq!(blame, Blame::Client);
+    assert_eq!(ask("refused").await.unwrap_err().1, Blame::Client, "whoever refuses is there");
+    assert!(!queue.grants.is_outage());
+}
+
+#[tokio::test]
+async fn clients_that_meet_a_dead_endpoint_one_after_the_other_tell_of_an_outage() {
+    let fake = FakeMoneyGo::builder().any_client().start().await.unwrap();
+    let queue = Queue::at(&fake.token_url(), limits(FAST, 10));
+    let (one, other) = (queue.admit("a", wall()), queue.admit("b", wall()));
+    let probe = queue.admit("c", wall());
+    fake.script_all(Script::status(502).times(2));
+    assert_eq!(one.request(&credentials("a"), "api").await.unwrap_err().1, Blame::Endpoint);
+    assert_eq!(other.request(&credentials("b"), "api").await.unwrap_err().1, Blame::Outage);
+    queue.enqueue("d", in_secs(100));
+    assert!(probe.request(&credentials("c"), "api").await.is_ok());
+    assert!(!queue.grants.is_outage() && queue.grants.recovered_at().is_some());
+}

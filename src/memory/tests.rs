@@ -1,0 +1,75 @@
+use std::time::Duration;
+
+use super::*;
+use crate::schedule::Life;
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("shop", name)
+}
+
+fn held() -> HeldToken {
+    let issue = Issue {
+        life: Life::new(Timestamp::UNIX_EPOCH, Duration::from_secs(60)),
+        scope: "api".into(),
+        refresh_handled: None,
+        credentials: Version::default(),
+        credentials_digest: None,
+    };
+    HeldToken { token: AccessToken::new("canary".into()).unwrap(), issue, replaces: None }
+}
+
+fn version(number: &str) -> Version {
+    Version { uid: "u".into(), resource_version: number.into() }
+}
+
+#[test]
+fn an_object_is_remembered_by_its_uid() {
+    let memories = Memories::default();
+    memories.with(&key("a"), "1", |memory| memory.api_failures = 3);
+    assert_eq!(memories.with(&key("a"), "1", |memory| memory.api_failures), 3);
+    assert_eq!(memories.with(&key("b"), "1", |memory| memory.api_failures), 0);
+    assert_eq!(memories.with(&key("a"), "2", |memory| memory.api_failures), 0, "made anew under its name");
+}
+
+#[test]
+fn a_new_memory_has_full_allowances() {
+    let memory = Memory::new("1");
+    let now = Timestamp::UNIX_EPOCH;
+    for allowance in [memory.replacements, memory.changes, memory.mends] {
+        assert_eq!(allowance.available_at(now), now);
+    }
+    assert_eq!((memory.status, memory.verified, memory.attempt), (None, None, None));
+}
+
+#[test]
+fn what_is_gone_is_forgotten_but_for_a_token_that_is_held() {
+    let memories = Memories::default();
+    memories.with(&key("a"), "1", |memory| memory.api_failures = 1);
+    memories.with(&key("b"), "1", |memory| memory.held = Some(held()));
+    assert_eq!(memories.holding(), [key("b")]);
+    for name in ["a", "b", "c"] {
+        memories.forget(&key(name));
+    }
+    assert_eq!(memories.with(&key("a"), "1", |memory| memory.api_failures), 0);
+    assert_eq!(memories.holding(), [key("b")]);
+    memories.with(&key("b"), "1", |memory| memory.held = None);
+    memories.forget(&key("b"));
+    assert_eq!(memories.holding(), []);
+}
+
+#[test]
+fn our_own_status_is_known_by_its_version() {
+    let memories = Memories::default();
+    assert!(!memories.wrote_status(&key("a"), &version("1")));
+    memories.with(&key("a"), "u", |memory| memory.status = Some((version("2"), MoneyGoCredentialStatus::default())));
+    assert!(memories.wrote_status(&key("a"), &version("2")));
+    assert!(!memories.wrote_status(&key("a"), &version("3")));
+    assert!(!memories.wrote_status(&key("b"), &version("2")));
+}
+
+#[test]
+fn a_held_token_is_never_shown() {
+    let mut memory = Memory::new("1");
+    memory.held = Some(held());
+    assert!(!format!("{memory:?}").contains("canary"));
+}

@@ -1,0 +1,190 @@
+use jiff::SignedDuration;
+
+use super::*;
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn now() -> Timestamp {
+    at("2026-01-01T00:00:00.75Z")
+}
+
+fn well() -> Report {
+    Report {
+        generation: Some(3),
+        target_name: Some("token".into()),
+        issued_at: Some(at("2026-01-01T00:00:00.123Z")),
+        expires_at: Some(at("2026-01-01T01:00:00Z")),
+        refresh_at: Some(at("2026-01-01T00:40:00Z")),
+        failure: None,
+        credentials: Some(Version { uid: "u".into(), resource_version: "7".into() }),
+        refresh_handled: Some("r1".into()),
+        ready: Verdict::new(State::True, Reason::TokenValid, "valid"),
+        refreshed: Verdict::new(State::True, Reason::Succeeded, "came"),
+        stalled: Verdict::new(State::False, Reason::AsExpected, "no"),
+    }
+}
+
+fn failing() -> Report {
+    let failure = Failure {
+        reason: Reason::RateLimited,
+        message: "fewer".into(),
+        at: at("2026-01-01T00:30:00Z"),
+        attempts: 2,
+        next_attempt_at: at("2026-01-01T00:31:00Z"),
+    };
+    Report {
+        refreshed: Verdict::new(State::False, failure.reason, failure.message.clone()),
+        failure: Some(failure),
+        ..well()
+    }
+}
+
+fn blank() -> MoneyGoCredentialStatus {
+    MoneyGoCredentialStatus::default()
+}
+
+#[test]
+fn every_condition_is_there_with_the_generation_that_it_is_about() {
+    let status = well().status(&blank(), now());
+    let told: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|one| (one.type_.as_str(), one.status.as_str(), one.reason.as_str(), one.observed_generation))
+        .collect();
+    let expected = [
+        ("Ready", "True", "TokenValid", Some(3)),
+        ("Refreshed", "True", "Succeeded", Some(3)),
+        ("Stalled", "False", "AsExpected", Some(3)),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(status.observed_generation, Some(3));
+    let unknown = Report { refreshed: Verdict::new(State::Unknown, Reason::Suspended, ""), ..well() };
+    assert_eq!(condition(&unknown.status(&blank(), now()), ConditionType::Refreshed).unwrap().status, "Unknown");
+}
+
+#[test]
+fn a_transition_is_a_change_of_the_status_and_of_nothing_else() {
+    let later = now() + SignedDuration::from_secs(60);
+    let first = well().status(&blank(), now());
+    let since =
+        |status: &MoneyGoCredentialStatus| condition(status, ConditionType::Ready).unwrap().last_transition_time.0;
+    assert_eq!(since(&first), at("2026-01-01T00:00:00Z"), "whole seconds, as they are read back");
+    let same = [
+        ("nothing", well()),
+        ("generation", Report { generation: Some(4), ..well() }),
+        ("reason", Report { ready: Verdict::new(State::True, Reason::Pending, "valid"), ..well() }),
+        ("message", Report { ready: Verdict::new(State::True, Reason::TokenValid, "another"), ..well() }),
+    ];
+    for (name, report) in same {
+        assert_eq!(since(&report.status(&first, later)), since(&first), "{name}");
+    }
+    let lost = Report { ready: Verdict::new(State::False, Reason::TokenExpired, "gone"), ..well() };
+    let second = lost.status(&first, later);
+    assert_eq!(since(&second), at("2026-01-01T00:01:00Z"));
+    assert_eq!(condition(&second, ConditionType::Stalled).unwrap().last_transition_time.0, since(&first));
+}
+
+#[test]
+fn the_same_report_gives_the_same_status_also_after_the_api_server_had_it() {
+    for report in [well(), failing()] {
+        let first = report.status(&blank(), now());
+        assert_eq!(report.status(&first, now() + SignedDuration::from_secs(60)), first);
+        let read: MoneyGoCredentialStatus = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
+        assert_eq!(read, first);
+    }
+}
+
+#[test]
+fn a_failure_is_read_back_from_the_status_and_a_success_clears_it() {
+    let status = failing().status(&blank(), now());
+    assert_eq!(Failure::in_status(&status), failing().failure);
+    assert_eq!(Failure::in_status(&well().status(&status, now())), None);
+    assert_eq!(Failure::in_status(&blank()), None);
+}
+
+#[test]
+fn what_is_not_whole_is_no_failure() {
+    let whole = || failing().status(&blank(), now());
+    let spoilt: [(&str, fn(&mut MoneyGoCredentialStatus)); 5] = [
+        ("none", |status| status.failed_attempts = Some(0)),
+        ("negative", |status| status.failed_attempts = Some(-1)),
+        ("no time", |status| status.last_failure_time = None),
+        ("no condition", |status| status.conditions.clear()),
+        ("a reason of another version", |status| status.conditions[1].reason = "Nonsense".into()),
+    ];
+    for (name, spoil) in spoilt {
+        let mut status = whole();
+        spoil(&mut status);
+        assert_eq!(Failure::in_status(&status), None, "{name}");
+    }
+    let mut status = whole();
+    status.next_attempt_at = None;
+    assert_eq!(Failure::in_status(&status).unwrap().next_attempt_at, at("2026-01-01T00:30:00Z"), "at once");
+}
+
+#[test]
+fn times_of_a_failure_are_whole_milliseconds() {
+    let fine = at("2026-01-01T00:30:00.123456789Z");
+    let failure = Failure { at: fine, next_attempt_at: fine, ..failing().failure.unwrap() }.in_milliseconds();
+    assert_eq!((failure.at, failure.next_attempt_at), (at("2026-01-01T00:30:00.123Z"), at("2026-01-01T00:30:00.123Z")));
+}
+
+/// RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let (Value::Object(fields), true) = (patch, target.is_object()) else { return *target = patch.clone() };
+    for (key, value) in fields {
+        match value {
+            Value::Null => drop(target.as_object_mut().unwrap().remove(key)),
+            value => merge(target.as_object_mut().unwrap().entry(key).or_insert_with(|| json!({})), value),
+        }
+    }
+}
+
+#[test]
+fn the_patch_turns_any_status_into_the_wanted_one_and_is_conditional() {
+    let version = Version { uid: "u".into(), resource_version: "9".into() };
+    let all = [blank(), well().status(&blank(), now()), failing().status(&blank(), now())];
+    for before in &all {
+        for wanted in &all {
+            let patch = patch(&version, wanted);
+            assert_eq!(patch["metadata"], json!({"uid": "u", "resourceVersion": "9"}));
+            let mut status = serde_json::to_value(before).unwrap();
+            // Conditions are a list: a merge patch replaces it, where there is one.
+            if wanted.conditions.is_empty() {
+                status["conditions"] = json!([]);
+            }
+            merge(&mut status, &patch["status"]);
+            assert_eq!(serde_json::from_value::<MoneyGoCredentialStatus>(status).unwrap(), *wanted);
+        }
+    }
+}
+
+#[test]
+fn every_optional_field_of_the_status_is_named_in_the_patch() {
+    let full = serde_json::to_value(failing().status(&blank(), now())).unwrap();
+    let fields: Vec<_> = full.as_object().unwrap().keys().filter(|key| *key != "conditions").collect();
+    assert_eq!(fields.len(), OPTIONAL.len());
+    assert!(fields.iter().all(|field| OPTIONAL.contains(&field.as_str())), "{fields:?}");
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_told_once_for_each_generation() {
+    let version = Version { uid: "u".into(), resource_version: "9".into() };
+    let patch = unreadable(&version, Some(3), now());
+    assert_eq!(patch["metadata"], json!({"uid": "u", "resourceVersion": "9"}));
+    let status = &patch["status"];
+    assert!(says_unreadable(status, Some(3)));
+    assert!(!says_unreadable(status, Some(4)), "an edited object is judged anew");
+    let read: MoneyGoCredentialStatus = serde_json::from_value(status.clone()).unwrap();
+    let told: Vec<_> = read.conditions.iter().map(|one| (one.type_.as_str(), one.status.as_str())).collect();
+    assert_eq!(told, [("Ready", "False"), ("Refreshed", "False"), ("Stalled", "True")]);
+    assert!(read.conditions.iter().all(|one| one.reason == "InvalidSpec" && one.observed_generation == Some(3)));
+    for other in
+        [json!(null), json!({}), json!({"conditions": "x"}), json!({"conditions": [1, {"type": "Ready"}]}), json!([])]
+    {
+        assert!(!says_unreadable(&other, Some(3)), "{other}");
+    }
+    assert!(!says_unreadable(&serde_json::to_value(well().status(&blank(), now())).unwrap(), Some(3)));
+}
