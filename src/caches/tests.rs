@@ -21,11 +21,11 @@ fn object(name: &str, credentials: &str, target: &str) -> Guarded {
     object_with(
         name,
         &format!("uid-{name}"),
-        json!({"credentialsRef": {"name": credentials}, "target": {"name": target}}),
+        &json!({"credentialsRef": {"name": credentials}, "target": {"name": target}}),
     )
 }
 
-fn object_with(name: &str, uid: &str, spec: Value) -> Guarded {
+fn object_with(name: &str, uid: &str, spec: &Value) -> Guarded {
     serde_json::from_value(json!({
         "apiVersion": "money-go.com/v1alpha1",
         "kind": "MoneyGoCredential",
@@ -65,19 +65,19 @@ impl Watches {
     }
 
     fn list(&mut self, objects: Vec<Guarded>) -> Folded {
-        assert_eq!(self.fold(Event::Init), Folded::default());
+        assert_eq!(self.fold(&Event::Init), Folded::default());
         for object in objects {
-            assert_eq!(self.fold(Event::InitApply(object)), Folded::default(), "told once the list is whole");
+            assert_eq!(self.fold(&Event::InitApply(object)), Folded::default(), "told once the list is whole");
         }
-        self.fold(Event::InitDone)
+        self.fold(&Event::InitDone)
     }
 
-    fn fold(&mut self, event: Event<Guarded>) -> Folded {
-        self.caches.fold_object(&mut self.writer, &event)
+    fn fold(&mut self, event: &Event<Guarded>) -> Folded {
+        self.caches.fold_object(&mut self.writer, event)
     }
 
     fn apply(&mut self, object: Guarded) -> Vec<ObjectKey> {
-        let folded = self.fold(Event::Apply(object));
+        let folded = self.fold(&Event::Apply(object));
         assert_eq!(folded.gone, []);
         folded.look_at
     }
@@ -129,8 +129,8 @@ fn an_empty_list_forgets_all() {
 #[test]
 fn a_list_that_breaks_off_forgets_nothing() {
     let mut watches = Watches::of(vec![object("a", "c", "ta"), object("b", "c", "tb")]);
-    watches.fold(Event::Init);
-    watches.fold(Event::InitApply(object("a", "c", "ta")));
+    watches.fold(&Event::Init);
+    watches.fold(&Event::InitApply(object("a", "c", "ta")));
     assert_eq!(watches.caches.keys(), keys(["a", "b"]));
     let folded = watches.list(vec![object("b", "c", "tb")]);
     assert_eq!(folded.gone, keys(["a"]), "the broken list counts for nothing");
@@ -139,9 +139,9 @@ fn a_list_that_breaks_off_forgets_nothing() {
 #[test]
 fn a_deletion_is_told_and_those_that_share_its_target_are_looked_at() {
     let mut watches = Watches::of(vec![object("a", "ca", "t"), object("b", "cb", "t"), object("c", "cc", "tc")]);
-    let folded = watches.fold(Event::Delete(object("a", "ca", "t")));
+    let folded = watches.fold(&Event::Delete(object("a", "ca", "t")));
     assert_eq!(folded, Folded { look_at: keys(["b"]), gone: keys(["a"]) });
-    let folded = watches.fold(Event::Delete(object("a", "ca", "t")));
+    let folded = watches.fold(&Event::Delete(object("a", "ca", "t")));
     assert_eq!(folded, Folded { look_at: vec![], gone: keys(["a"]) });
 }
 
@@ -160,7 +160,7 @@ fn a_new_rival_is_looked_at_with_those_it_meets_and_a_changed_status_alone_conce
     assert_eq!(watches.apply(object("b", "cb", "t")), keys(["b"]));
     assert_eq!(watches.apply(object("b", "cb", "elsewhere")), keys(["a", "b"]), "it went");
     assert_eq!(watches.apply(object("b", "cb", "elsewhere")), keys(["b"]));
-    let anew = object_with("b", "uid-new", json!({"credentialsRef": {"name": "cb"}, "target": {"name": "elsewhere"}}));
+    let anew = object_with("b", "uid-new", &json!({"credentialsRef": {"name": "cb"}, "target": {"name": "elsewhere"}}));
     assert_eq!(watches.apply(anew), keys(["b"]));
     assert!(watches.caches.is_live("shop", "b", "uid-new") && !watches.caches.is_live("shop", "b", "uid-b"));
 }
@@ -183,7 +183,7 @@ fn a_contender_that_cannot_work_is_not_sound() {
         credential.status =
             Some(crate::crd::MoneyGoCredentialStatus { target_name: Some("earlier".into()), ..Default::default() });
     }
-    let watches = Watches::of(vec![object("a", "ca", "t"), object_with("b", "uid-b", broken), bound]);
+    let watches = Watches::of(vec![object("a", "ca", "t"), object_with("b", "uid-b", &broken), bound]);
     let owner = Owner { namespace: "shop".into(), name: "a".into(), uid: "uid-a".into() };
     let sound: Vec<_> =
         watches.caches.contenders(&owner, "t").into_iter().map(|one| (one.name, one.uid, one.sound)).collect();
@@ -209,7 +209,7 @@ fn the_first_two_that_share_a_client_are_looked_at_and_of_more_the_newcomer_alon
 
 #[test]
 fn what_cannot_be_read_is_kept_and_names_nothing() {
-    let broken = || object_with("broken", "uid-broken", json!({"credentialsRef": 7}));
+    let broken = || object_with("broken", "uid-broken", &json!({"credentialsRef": 7}));
     assert!(broken().0.is_err());
     let mut watches = Watches::of(vec![broken(), object("a", "c", "t")]);
     assert_eq!(watches.caches.keys(), keys(["a", "broken"]));
@@ -322,6 +322,6 @@ fn an_object_that_is_gone_no_longer_keeps_its_secret_from_its_successor() {
     let heir = Owner { namespace: "shop".into(), name: "a".into(), uid: "uid-new".into() };
     let claims = |watches: &Watches| claim(&facts, &heir, |uid| watches.caches.is_live("shop", "a", uid));
     assert_eq!(claims(&watches), Claim::Foreign);
-    watches.fold(Event::Delete(object("a", "c", "t")));
+    watches.fold(&Event::Delete(object("a", "c", "t")));
     assert_eq!(claims(&watches), Claim::Ours);
 }

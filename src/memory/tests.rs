@@ -9,7 +9,7 @@ fn key(name: &str) -> ObjectKey {
 
 fn held() -> HeldToken {
     let issue = Issue {
-        life: Life::new(Timestamp::UNIX_EPOCH, Duration::from_secs(60)),
+        life: Life::new(Timestamp::UNIX_EPOCH, Duration::from_mins(1)),
         scope: "api".into(),
         refresh_handled: None,
         credentials: Version::default(),

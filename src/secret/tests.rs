@@ -11,7 +11,7 @@ fn at(text: &str) -> Timestamp {
 }
 
 fn life() -> Life {
-    Life::new(at("2026-01-01T00:00:00Z"), Duration::from_secs(3600))
+    Life::new(at("2026-01-01T00:00:00Z"), Duration::from_hours(1))
 }
 
 fn owner() -> Owner {

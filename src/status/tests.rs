@@ -66,7 +66,7 @@ fn every_condition_is_there_with_the_generation_that_it_is_about() {
 
 #[test]
 fn a_transition_is_a_change_of_the_status_and_of_nothing_else() {
-    let later = now() + SignedDuration::from_secs(60);
+    let later = now() + SignedDuration::from_mins(1);
     let first = well().status(&blank(), now());
     let since =
         |status: &MoneyGoCredentialStatus| condition(status, ConditionType::Ready).unwrap().last_transition_time.0;
@@ -90,7 +90,7 @@ fn a_transition_is_a_change_of_the_status_and_of_nothing_else() {
 fn the_same_report_gives_the_same_status_also_after_the_api_server_had_it() {
     for report in [well(), failing()] {
         let first = report.status(&blank(), now());
-        assert_eq!(report.status(&first, now() + SignedDuration::from_secs(60)), first);
+        assert_eq!(report.status(&first, now() + SignedDuration::from_mins(1)), first);
         let read: MoneyGoCredentialStatus = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
         assert_eq!(read, first);
     }
@@ -104,10 +104,12 @@ fn a_failure_is_read_back_from_the_status_and_a_success_clears_it() {
     assert_eq!(Failure::in_status(&blank()), None);
 }
 
+type Spoil = fn(&mut MoneyGoCredentialStatus);
+
 #[test]
 fn what_is_not_whole_is_no_failure() {
     let whole = || failing().status(&blank(), now());
-    let spoilt: [(&str, fn(&mut MoneyGoCredentialStatus)); 5] = [
+    let spoilt: [(&str, Spoil); 5] = [
         ("none", |status| status.failed_attempts = Some(0)),
         ("negative", |status| status.failed_attempts = Some(-1)),
         ("no time", |status| status.last_failure_time = None),
