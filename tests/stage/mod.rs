@@ -41,7 +41,7 @@ use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::{Value, json};
 
 pub use operator::{Operator, OperatorBuilder, Stopped};
-pub use scene::{Condition, Scene, Seen, condition, is_ready, token_in, token_of};
+pub use scene::{Condition, Scene, Seen, condition, is_ready, now, token_in, token_of};
 
 const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");
 const CLUSTER_RBAC: &str = include_str!("../../docs/rbac/cluster.yaml");
