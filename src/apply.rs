@@ -112,9 +112,20 @@ fn key_in(secret: &Secret) -> Option<DigestKey> {
     DigestKey::new(&secret.data.as_ref()?.get(DIGEST_KEY)?.0)
 }
 
-fn fresh_key(namespace: &str) -> Option<Secret> {
+/// A key that ends with the process. `None` where the system gives no random bytes.
+#[must_use]
+pub fn ephemeral_digest_key() -> Option<DigestKey> {
+    DigestKey::new(&random_bytes()?)
+}
+
+fn random_bytes() -> Option<Vec<u8>> {
     let mut bytes = vec![0; KEY_BYTES];
     ring::rand::SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn fresh_key(namespace: &str) -> Option<Secret> {
+    let bytes = random_bytes()?;
     Some(Secret {
         metadata: ObjectMeta {
             name: Some(DIGEST_KEY_SECRET.to_owned()),

@@ -172,9 +172,9 @@ impl Caches {
         })
     }
 
-    /// The other objects that name the same credentials Secret.
+    /// Another object that names the same credentials Secret.
     #[must_use]
-    pub fn sharing_credentials(&self, key: &ObjectKey, credentials: &str) -> Vec<String> {
+    pub fn sharing_credentials(&self, key: &ObjectKey, credentials: &str) -> Option<String> {
         let index = lock(&self.index);
         let names = index.by_secret.get(&key.beside(credentials));
         let shares = |name: &&String| {
@@ -184,7 +184,7 @@ impl Caches {
                     .get(&key.beside(name))
                     .is_some_and(|names| names.credentials.as_deref() == Some(credentials))
         };
-        names.into_iter().flatten().filter(shares).cloned().collect()
+        names.into_iter().flatten().find(shares).cloned()
     }
 
     /// Folds an event of the objects' watch. Returns whom to look at, and which objects are gone.
@@ -269,6 +269,7 @@ impl Index {
                 self.by_secret.entry(key.beside(secret)).or_default().insert(key.name.clone());
             }
             touched.extend(names.target.iter().flat_map(|target| self.naming(&key.beside(target))));
+            touched.extend(names.credentials.iter().flat_map(|name| self.newly_shared(&key.beside(name))));
         }
         self.objects.insert(key.clone(), names);
         touched.sort();
@@ -295,6 +296,12 @@ impl Index {
             others.extend(self.naming(&secret));
         }
         others
+    }
+
+    /// The two that share a Secret since one of them came. Of more, the older ones know already.
+    fn newly_shared(&self, secret: &ObjectKey) -> Vec<ObjectKey> {
+        let is_new = self.by_secret.get(secret).is_some_and(|names| names.len() == 2);
+        if is_new { self.naming(secret) } else { Vec::new() }
     }
 
     fn naming(&self, secret: &ObjectKey) -> Vec<ObjectKey> {

@@ -11,6 +11,7 @@ mod watches;
 mod write;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -47,13 +48,15 @@ const LONGEST_SLEEP: Duration = Duration::from_hours(12);
 const STOP_LIMIT: Duration = Duration::from_millis(2200);
 /// For what runs beside the controllers, to end.
 const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
+/// Attempts to write a late token to the target of an object that is gone.
+const LAST_ATTEMPTS: usize = 3;
 /// How often the clocks are compared, and the heart beats.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// By how much the clocks may drift apart between two heartbeats before it is a jump.
 const JUMP: SignedDuration = SignedDuration::from_secs(2);
 /// How long an owner that the API server refuses to change is left as it is.
 const OWNER_REFUSED_FOR: SignedDuration = SignedDuration::from_hours(1);
-/// How often the key of the digests is asked for while it cannot be had.
+/// The longest wait between two attempts to get the key of the digests.
 const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
 /// The wall clock. The only place that reads it: everything else is given the time.
@@ -138,8 +141,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     let shared = Arc::new(Shared { settings, memories: Memories::default(), digest_key: RwLock::new(None) });
     let background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
-    shared.fetch_digest_key().await;
-    background.spawn(Arc::clone(&shared).keep_fetching_digest_key());
+    if !shared.fetch_digest_key().await {
+        background.spawn(Arc::clone(&shared).keep_fetching_digest_key());
+    }
 
     let scopes: Vec<Scope> = namespaces.into_iter().map(|namespace| open(&shared, namespace, &background)).collect();
     let contexts: Arc<[Arc<Context>]> = scopes.iter().map(|scope| Arc::clone(&scope.context)).collect();
@@ -167,16 +171,27 @@ fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &Background
     Scope { context, called, secrets_listed }
 }
 
-/// Runs every scope's controller, once all watches have shown what there is.
+/// Runs every scope's controller, each as soon as its own watches have shown what there is: a namespace that cannot be
+/// watched holds up no other. The process is ready once all of them have.
 async fn control(shared: &Shared, scopes: Vec<Scope>, shutdown: &CancellationToken) {
-    let mut controllers = Vec::new();
-    for Scope { context, called, secrets_listed } in scopes {
-        let _ = secrets_listed.await;
-        let _ = context.caches.store().wait_until_ready().await;
-        controllers.push(reconcile_all(context, called, shutdown.clone()));
-    }
-    tracing::info!("the watches are in step");
-    shared.settings.probes.set_ready(true);
+    let behind = AtomicUsize::new(scopes.len());
+    let controllers = scopes.into_iter().map(|Scope { context, called, secrets_listed }| {
+        let behind = &behind;
+        async move {
+            let in_step = async {
+                let _ = secrets_listed.await;
+                let _ = context.caches.store().wait_until_ready().await;
+            };
+            if shutdown.run_until_cancelled(in_step).await.is_none() {
+                return;
+            }
+            if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
+                tracing::info!("the watches are in step");
+                shared.settings.probes.set_ready(true);
+            }
+            reconcile_all(context, called, shutdown.clone()).await;
+        }
+    });
     futures::future::join_all(controllers).await;
 }
 

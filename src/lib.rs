@@ -1,4 +1,35 @@
 //! Keeps Money-Go access tokens fresh in Kubernetes Secrets.
+//!
+//! # The rooms
+//!
+//! | module | what it is for | what is not in it |
+//! |---|---|---|
+//! | [`crd`] | spec and status, CEL rules, names of conditions, reasons and annotations | IO |
+//! | [`schedule`] | when to refresh, when to retry, allowances | clocks, randomness |
+//! | [`digest`] | keyed digests of secrets | the secrets themselves |
+//! | [`secret`] | the target Secret: what it should be, what its metadata tells, whose it is | IO |
+//! | [`status`] | an outcome → the status | IO |
+//! | [`plan`] | `plan(&Observed) -> Plan` | `async`, a client, a clock |
+//! | [`token`] | `POST /token`, its answers and errors | Kubernetes |
+//! | [`grants`] | the queue of grants, the limiter, the endpoint's health | Kubernetes |
+//! | [`lease`] | leader election | what a leader does |
+//! | [`apply`] | reads and conditional writes | HTTP to Money-Go, decisions |
+//! | [`caches`] | what the watches have shown, folded | requests, decisions |
+//! | [`memory`] | what this process alone remembers of an object | anything that must survive it |
+//! | [`events`] | Kubernetes events, best effort | decisions |
+//! | [`controller`] | where the others meet: observe → plan → mint → apply → report | rules of its own |
+//! | [`error`] | what a call of the API server can end in | errors of the token endpoint ([`token::TokenError`]) |
+//! | [`telemetry`] | logs, metrics, probes | secrets |
+//!
+//! Dependencies point one way: `controller → {grants → token, apply, lease, caches, memory, events}`, `controller → plan →
+//! {secret, status} → {schedule, digest, crd}`. Nothing imports `controller`.
+//!
+//! # Invariants
+//!
+//! - The wall clock is read in [`controller::wall_clock`] alone; `clippy.toml` forbids it elsewhere.
+//! - A target is written only after it was read for the purpose, and conditionally on that very version.
+//! - A token that was issued is in [`memory`] until the write that stores it has succeeded.
+//! - No type that holds a secret shows it in `Debug`, and no error carries text of a response.
 
 pub mod apply;
 pub mod caches;

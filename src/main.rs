@@ -127,11 +127,6 @@ fn settings(
         concurrency: args.token_concurrency.try_into().context("--token-concurrency is too large")?,
     };
     let own_namespace = args.leader_elect_namespace.clone().or_else(|| cluster.namespace.clone());
-    if own_namespace.is_none() {
-        tracing::warn!(
-            "no namespace of its own (no Pod, none in the kubeconfig's context, no --leader-elect-namespace): without a key for digests, changes are noticed less exactly"
-        );
-    }
     Ok(Settings {
         client: cluster.client.clone(),
         namespaces: args.watch_namespace.clone(),

@@ -458,14 +458,42 @@ fn handled_refresh(o: &Observed) -> Option<String> {
 
 /// Whether the client id or secret is another one than the token was asked for with. `None`: only a look can tell.
 fn credentials_changed(o: &Observed) -> Option<bool> {
-    let marked = o.target.facts().and_then(|facts| facts.marks.credentials.as_ref());
-    let is_known = |version: &Version| observed_credentials(o).as_ref().or(marked) == Some(version);
     match &o.credentials {
-        Credentials::Missing | Credentials::Read { content: Err(_) | Ok(Match::Same), .. } => Some(false),
-        Credentials::Seen(version) => (is_known(version) && !is_problem_stale(o)).then_some(false),
-        Credentials::Read { content: Ok(Match::Different), .. } => Some(true),
-        Credentials::Read { version, content: Ok(Match::Unknown) } => {
-            Some(!is_known(version) && marked != Some(version))
+        Credentials::Missing => Some(false),
+        // Under another spec, the same Secret may name another client by other keys.
+        Credentials::Seen(version) => {
+            (is_known(o, version) && o.status.observed_generation == o.generation).then_some(false)
+        }
+        Credentials::Read { version, content } => Some(is_other_client(o, version, *content)),
+    }
+}
+
+fn is_other_client(o: &Observed, version: &Version, content: Result<Match, CredentialsProblem>) -> bool {
+    let marked = o.target.facts().and_then(|facts| facts.marks.credentials.as_ref());
+    match content {
+        Err(_) | Ok(Match::Same) => false,
+        Ok(Match::Different) => true,
+        Ok(Match::Unknown) => marked.map_or_else(|| !is_known(o, version), |marked| marked != version),
+    }
+}
+
+/// Whether nothing is left to be done about this version of the credentials. A status that was lost says nothing; the
+/// target's annotations do.
+fn is_known(o: &Observed, version: &Version) -> bool {
+    let is_lost = o.status.observed_generation.is_none();
+    let marked = o.target.facts().and_then(|facts| facts.marks.credentials.as_ref()).filter(|_| is_lost);
+    observed_credentials(o).as_ref().or(marked) == Some(version)
+}
+
+/// The version of the credentials that is remembered: one about which nothing is left to be done, or about which an attempt
+/// failed that will be repeated. Anything else is looked at again, or a change would be forgotten.
+fn examined(o: &Observed, failure: Option<&Failure>) -> Option<Version> {
+    match &o.credentials {
+        Credentials::Read { version, content } => {
+            Some(version.clone()).filter(|_| failure.is_some() || !is_other_client(o, version, *content))
+        }
+        Credentials::Missing | Credentials::Seen(_) => {
+            observed_credentials(o).filter(|_| failure.is_some() || o.status.failed_attempts.is_none())
         }
     }
 }
@@ -508,13 +536,14 @@ fn credentials_problem(o: &Observed) -> Option<(Reason, String)> {
                 "there is no Secret \"{name}\" in this namespace: create it with the keys \"{id}\" and \"{secret}\""
             ),
         ),
-        Some(CredentialsProblem::Incomplete) => {
-            (Reason::CredentialsIncomplete, format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\""))
-        }
+        Some(CredentialsProblem::Incomplete) => (
+            Reason::CredentialsIncomplete,
+            format!("the Secret \"{name}\" needs both keys, \"{id}\" and \"{secret}\", with a value"),
+        ),
         Some(CredentialsProblem::Malformed) => (
             Reason::CredentialsMalformed,
             format!(
-                "in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is empty, is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)"
+                "in the Secret \"{name}\" the value of \"{id}\" or \"{secret}\" is not UTF-8, or has white space at an end (as `echo | base64` leaves; use `echo -n` or `kubectl create secret generic --from-literal`)"
             ),
         ),
     })
@@ -543,16 +572,21 @@ fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
             ),
         );
     }
-    if !o.claimed {
-        return obstacle(
-            Reason::TargetConflict,
-            format!(
-                "the Secret \"{name}\" is there and is not of this MoneyGoCredential: choose another target.name, or annotate the Secret with money-go.com/adopt={}",
-                o.owner.name
-            ),
-        );
+    if o.claimed {
+        return None;
     }
-    None
+    let controller = o.target.facts().and_then(Facts::controller);
+    let message = match controller {
+        Some(controller) => format!(
+            "the Secret \"{name}\" belongs to the {} \"{}\": choose another target.name",
+            controller.kind, controller.name
+        ),
+        None => format!(
+            "the Secret \"{name}\" is there and is not of this MoneyGoCredential: choose another target.name, or annotate the Secret with money-go.com/adopt={}",
+            o.owner.name
+        ),
+    };
+    obstacle(Reason::TargetConflict, message)
 }
 
 /// How things stand, for an object for which nothing else is to be done now.
@@ -573,14 +607,15 @@ pub fn account(o: &Observed) -> Plan {
     let refreshed = refreshed(o, obstacle.as_ref(), &token);
     let stalled = stalled(&ready, &refreshed);
     let life = token.life();
+    let failure = o.failure.clone().filter(|_| obstacle.is_none() && !is_suspended(o));
     let report = Report {
         generation: o.generation,
         target_name: o.status.target_name.clone().or_else(|| o.spec.as_ref().ok().map(|spec| spec.target.clone())),
         issued_at: life.map(|life| life.issued_at).or(o.status.issued_at),
         expires_at: life.map(|life| life.expires_at),
         refresh_at: refresh_at(o, life),
-        failure: o.failure.clone().filter(|_| obstacle.is_none() && !is_suspended(o)),
-        credentials: o.credentials.version().cloned().filter(|_| is_examined(o)).or_else(|| observed_credentials(o)),
+        credentials: examined(o, failure.as_ref()),
+        failure,
         refresh_handled: handled_refresh(o),
         ready,
         refreshed,
@@ -598,16 +633,6 @@ fn refresh_at(o: &Observed, life: Option<Life>) -> Option<Timestamp> {
 
 fn is_suspended(o: &Observed) -> bool {
     o.spec.as_ref().is_ok_and(|spec| spec.suspend)
-}
-
-/// The credentials' version is remembered only once nothing more is to be done about their content, or once that has
-/// failed and will be tried again: a change would go unnoticed otherwise.
-fn is_examined(o: &Observed) -> bool {
-    match &o.credentials {
-        Credentials::Read { content: Ok(Match::Different), .. } => o.failure.is_some(),
-        Credentials::Read { .. } => true,
-        Credentials::Missing | Credentials::Seen(_) => false,
-    }
 }
 
 fn remembered_life(o: &Observed) -> Option<Life> {

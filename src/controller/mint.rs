@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 
 use super::observe::held_facts;
-use super::{Context, Sight, key_of, wall_clock};
+use super::{Context, LAST_ATTEMPTS, Sight, key_of, wall_clock};
 use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
@@ -82,23 +83,35 @@ impl Context {
 
     /// Writes a token that has just come, to where it can be written now.
     pub(super) async fn deliver(&self, o: &mut Observed, sight: Sight) -> Result<Action, Error> {
-        let key = key_of(&o.owner);
-        let object = self.caches.credential(&key);
+        let object = self.caches.credential(&key_of(&o.owner));
         let credential = object.as_deref().and_then(|object| object.0.as_ref().ok());
-        o.ending = credential.is_none_or(|credential| self.is_ending(&o.owner, credential));
+        let Some(credential) = credential.filter(|found| found.uid().as_ref() == Some(&o.owner.uid)) else {
+            return self.deliver_to_what_remains(o, sight).await;
+        };
+        o.ending = self.is_ending(&o.owner, credential);
         match plan::plan(o) {
-            plan @ (Plan::Store | Plan::Forget) => {
-                let done = self.carry_out_at_once(o, plan, sight).await;
-                if o.ending {
-                    // Nobody will call this object again.
-                    self.remember(&o.owner, |memory| memory.held = None);
-                    self.shared.memories.forget(&key);
-                }
-                done
-            }
+            plan @ (Plan::Store | Plan::Forget) => self.carry_out_at_once(o, plan, sight).await,
             // Anything else is decided on a fresh look.
             _ => Ok(Action::requeue(Duration::ZERO)),
         }
+    }
+
+    /// The object is gone, and nobody will call it again: the token goes to a retained target, or is dropped, here and now.
+    async fn deliver_to_what_remains(&self, o: &mut Observed, mut sight: Sight) -> Result<Action, Error> {
+        o.ending = true;
+        for _ in 0..LAST_ATTEMPTS {
+            let plan = plan::plan(o);
+            if plan != Plan::Store {
+                break;
+            }
+            match self.carry_out_at_once(o, plan, sight).await {
+                Err(error) if error.is_conflict() => sight = self.look(o).await?,
+                _ => break,
+            }
+        }
+        self.remember(&o.owner, |memory| memory.held = None);
+        self.shared.memories.forget(&key_of(&o.owner));
+        Ok(Action::await_change())
     }
 
     pub(super) async fn attempt_failed(

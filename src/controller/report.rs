@@ -90,10 +90,10 @@ impl Context {
     /// With a provider that revokes the last token on a new grant, two objects with one client kill each other's tokens.
     pub(super) fn warn_of_sharing(&self, o: &Observed) {
         let Ok(spec) = &o.spec else { return };
-        let others = self.caches.sharing_credentials(&key_of(&o.owner), &spec.credentials);
-        let (Some(other), false) = (others.first(), self.remember(&o.owner, |memory| memory.warned_of_sharing)) else {
+        if self.remember(&o.owner, |memory| memory.warned_of_sharing) {
             return;
-        };
+        }
+        let Some(other) = self.caches.sharing_credentials(&key_of(&o.owner), &spec.credentials) else { return };
         self.remember(&o.owner, |memory| memory.warned_of_sharing = true);
         let note = format!(
             "the MoneyGoCredential \"{other}\" has the same credentials Secret: if Money-Go ends a client's last token when it gives a new one, the two end each other's; use a client for each"

@@ -1,6 +1,7 @@
 //! The watches, and what runs beside them for as long as the process does.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
@@ -105,11 +106,20 @@ pub(super) async fn follow<K>(
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(what, error = watch_failure(&error), "the watch fails, and is tried again");
+                    let hint = if is_unknown_kind(&error) { ": is the CRD installed?" } else { "" };
+                    tracing::warn!(what, error = watch_failure(&error), "the watch fails, and is tried again{hint}");
                 }
             }
         }
     }
+}
+
+/// Only a kind that the API server does not know has no list.
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) = error else {
+        return false;
+    };
+    matches!(cause, kube::Error::Api(status) if status.code == 404)
 }
 
 /// A watch error's own text can quote what could not be parsed.
@@ -135,21 +145,42 @@ pub(super) fn prune(object: &mut Guarded) {
 }
 
 impl Shared {
-    pub(super) async fn fetch_digest_key(&self) {
-        let Some(namespace) = &self.settings.own_namespace else { return };
-        match apply::digest_key(&self.settings.client, namespace).await {
-            Ok(Some(key)) => *self.digest_key.write().unwrap_or_else(PoisonError::into_inner) = Some(key),
-            Ok(None) => {
-                tracing::warn!(secret = apply::DIGEST_KEY_SECRET, "holds no key: delete it, and it is made anew");
-            }
-            Err(error) => tracing::warn!(%error, "no key for digests yet: changes are noticed less exactly"),
+    /// Gets the key of the digests. Until it can be had, a key of this process's own serves: what was digested before
+    /// the start is unknown then, but what changes from here on is noticed.
+    ///
+    /// Returns whether there is nothing more to try.
+    pub(super) async fn fetch_digest_key(&self) -> bool {
+        let fetched = match &self.settings.own_namespace {
+            Some(namespace) => Some(apply::digest_key(&self.settings.client, namespace).await),
+            None => None,
+        };
+        let mut key = self.digest_key.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(Some(stored))) = fetched {
+            *key = Some(stored);
+            return true;
         }
+        if key.is_none() {
+            *key = apply::ephemeral_digest_key();
+            match &fetched {
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the key for digests cannot be had yet: one of this process serves");
+                }
+                Some(Ok(_)) => {
+                    tracing::warn!(secret = apply::DIGEST_KEY_SECRET, "holds no key: delete it, and it is made anew");
+                }
+                None => tracing::warn!(
+                    "no namespace for the key for digests: one of this process serves (--leader-elect-namespace names one)"
+                ),
+            }
+        }
+        fetched.is_none()
     }
 
     pub(super) async fn keep_fetching_digest_key(self: Arc<Self>) {
-        while self.settings.own_namespace.is_some() && self.digest_key().is_none() {
-            tokio::time::sleep(DIGEST_KEY_RETRY).await;
-            self.fetch_digest_key().await;
+        let mut wait = Duration::from_secs(1);
+        while !self.fetch_digest_key().await {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(DIGEST_KEY_RETRY);
         }
     }
 

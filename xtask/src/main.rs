@@ -1,10 +1,16 @@
 //! The project's own commands: `cargo xtask <command>`.
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod ci;
+mod coverage;
+mod demo;
 mod generate;
+mod terminal;
+mod test;
+mod tools;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own commands")]
@@ -15,6 +21,21 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show the operator at work on a cluster of its own: a token in a Secret, and its refresh
+    Demo(demo::Options),
+    /// Run every test
+    Test {
+        /// Print no line for each crate that is compiled
+        #[arg(long)]
+        no_build_progress: bool,
+        /// Arguments for `cargo test`, as a test's name, or --package and -- --nocapture
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
+    Ci,
+    /// Measure which lines of src/ the tests run
+    Coverage,
     /// Write what is generated: the CRD and docs/api.md
     Gen {
         /// Write nothing; fail if a file is stale
@@ -23,10 +44,21 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Demo(options) => return demo::run(&options),
+        Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
+        Command::Ci => ci::run(),
+        Command::Coverage => coverage::run(),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

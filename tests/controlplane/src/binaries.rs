@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -50,6 +51,8 @@ const KUBECTL: Executable =
 const TICK: Duration = Duration::from_millis(200);
 /// How much of a failed build's output its error shows.
 const ERROR_LINES: usize = 20;
+/// Whether this process is about to end: see [`Binaries::abandon`].
+static ABANDONED: AtomicBool = AtomicBool::new(false);
 
 /// The executables of a control plane, all of them present.
 #[derive(Clone, Debug)]
@@ -80,6 +83,14 @@ impl Binaries {
         }
         let folder = built(release, &[ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL])?;
         Ok(Self::within(&folder, &folder))
+    }
+
+    /// Makes [`Binaries::locate`] fail wherever it waits, and ends what it builds with, within a second. For good.
+    ///
+    /// For a process that was asked to end: it has no other way to stop a thread, and the build would be swept away only
+    /// after its end.
+    pub fn abandon() {
+        ABANDONED.store(true, Ordering::Relaxed);
     }
 
     fn from_assets(assets: &Path, release: &Release) -> Result<Self> {
@@ -125,7 +136,12 @@ fn missing<'a>(folder: &Path, wanted: &'a [Executable]) -> Vec<&'a Executable> {
     wanted.iter().filter(|executable| !folder.join(executable.name).is_file()).collect()
 }
 
-fn cache() -> Result<PathBuf> {
+/// The folder of this user that outlives checkouts: `MONEYGO_CACHE_DIR`, or `moneygo-operator` in `XDG_CACHE_HOME` or in
+/// `~/.cache`. It need not exist.
+///
+/// # Errors
+/// If none of these variables nor `HOME` is set.
+pub fn cache() -> Result<PathBuf> {
     let set = |variable| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = set("MONEYGO_CACHE_DIR")
         .or_else(|| set("XDG_CACHE_HOME").map(|caches| caches.join("moneygo-operator")))
@@ -156,6 +172,7 @@ fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut progress = Progress::new("Waiting for another process that builds the Kubernetes servers");
     loop {
+        ensure!(!ABANDONED.load(Ordering::Relaxed), "abandoned");
         match file.try_lock() {
             Ok(()) => break,
             Err(TryLockError::WouldBlock) => progress.show(""),
@@ -205,6 +222,10 @@ fn run(go: &mut Command, release: &Release) -> Result<()> {
     }
     let mut progress = Progress::new(format!("Building Kubernetes {}, once", release.version));
     let last_lines = follow(&lines, &mut progress);
+    if ABANDONED.load(Ordering::Relaxed) {
+        // What it has started itself goes with the leash.
+        child.kill()?;
+    }
     let status = child.wait().context("cannot wait for go")?;
     ensure!(
         status.success(),
@@ -219,7 +240,7 @@ fn run(go: &mut Command, release: &Release) -> Result<()> {
 fn follow(lines: &Receiver<String>, progress: &mut Progress) -> Vec<String> {
     let mut last_lines = VecDeque::with_capacity(ERROR_LINES + 1);
     let mut count: usize = 0;
-    loop {
+    while !ABANDONED.load(Ordering::Relaxed) {
         match lines.recv_timeout(TICK) {
             Ok(line) => {
                 count += usize::from(!line.starts_with("go: "));

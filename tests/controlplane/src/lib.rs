@@ -7,6 +7,7 @@
 //! - [`Access`], [`User`]: somebody with given RBAC rules and no others.
 //! - [`AuditEvent`]: what the API server was asked, and by whom.
 //! - [`Leash`]: processes and a folder that do not outlive this process.
+//! - [`Progress`]: what is being waited for.
 //!
 //! Nothing here knows the operator. Only Unix is supported.
 
@@ -20,6 +21,7 @@ mod progress;
 
 pub use access::{Access, User, rule};
 pub use audit::{AuditEvent, AuditMark};
-pub use binaries::{Binaries, PINNED, Release};
+pub use binaries::{Binaries, PINNED, Release, cache};
 pub use controlplane::ControlPlane;
 pub use leash::Leash;
+pub use progress::Progress;

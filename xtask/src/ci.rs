@@ -1,0 +1,142 @@
+//! `cargo xtask ci`: all that .ci/run checks. A failed step does not keep the next from being tried.
+
+use std::{
+    env, fmt,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::{checkout, generate, terminal, test, tools};
+
+/// How long the database of advisories may take to come.
+const FETCH_LIMIT: Duration = Duration::from_mins(2);
+const FETCH_POLL: Duration = Duration::from_millis(100);
+
+/// How a step ended.
+enum Outcome {
+    Passed,
+    /// What could not be checked, and why.
+    Skipped(String),
+    Failed(anyhow::Error),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Skipped(why) => write!(f, "SKIPPED: {why}"),
+            Self::Failed(error) => write!(f, "{}: {error:#}", terminal::red("FAILED")),
+        }
+    }
+}
+
+/// What is checked, how it went and how long it took.
+#[derive(Default)]
+struct Steps(Vec<(&'static str, Outcome, Duration)>);
+
+impl Steps {
+    fn take(&mut self, name: &'static str, step: impl FnOnce() -> anyhow::Result<Outcome>) {
+        terminal::heading(name);
+        let started = Instant::now();
+        let outcome = step().unwrap_or_else(Outcome::Failed);
+        let elapsed = started.elapsed();
+        println!("    {outcome} ({})\n", terminal::time(elapsed));
+        self.0.push((name, outcome, elapsed));
+    }
+
+    fn table(&self) {
+        terminal::heading("Summary");
+        for (name, outcome, elapsed) in &self.0 {
+            println!("    {name:<15} {:>12}  {outcome}", terminal::time(*elapsed));
+        }
+        let total = self.0.iter().map(|(_, _, elapsed)| elapsed).sum();
+        println!("    {:<15} {:>12}\n", "in all", terminal::time(total));
+    }
+
+    fn failed(&self) -> Vec<&'static str> {
+        self.0.iter().filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed(_))).map(|(name, ..)| *name).collect()
+    }
+}
+
+/// Takes every step and prints a table of them.
+pub fn run() -> anyhow::Result<()> {
+    let mut steps = Steps::default();
+    let mut tested = None;
+    steps.take("formatting", || cargo(&["fmt", "--all", "--check"]));
+    steps.take("generated files", || generate::check(checkout()).map(|()| Outcome::Passed));
+    steps.take("dependencies", || deny(&["check", "licenses", "bans", "sources"]));
+    steps.take("advisories", advisories);
+    let lints = ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "--deny", "warnings"];
+    steps.take("clippy", || cargo(&lints));
+    steps.take("documentation", || {
+        let mut doc = terminal::cargo(checkout());
+        succeed(doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "--deny warnings"))
+    });
+    steps.take("tests", || tests(&mut tested));
+    steps.table();
+    if let Some(tested) = tested {
+        println!("{tested}");
+    }
+    let failed = steps.failed();
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// The command that the README names, so that it is known to work; `sum` becomes its last line.
+fn tests(sum: &mut Option<String>) -> anyhow::Result<Outcome> {
+    let mut tests = Command::new(env::current_exe().context("where is this program?")?);
+    let status = test::show(tests.arg("test"), |line| {
+        if line.ends_with(" failed") && line.contains(" passed, ") {
+            *sum = Some(line.to_owned());
+        }
+    })?;
+    ensure!(status.success(), "see above");
+    Ok(Outcome::Passed)
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<Outcome> {
+    succeed(terminal::cargo(checkout()).args(arguments))
+}
+
+fn deny(arguments: &[&str]) -> anyhow::Result<Outcome> {
+    succeed(Command::new(tools::CARGO_DENY.executable()?).args(arguments).current_dir(checkout()))
+}
+
+fn succeed(command: &mut Command) -> anyhow::Result<Outcome> {
+    let status = command.status().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    ensure!(status.success(), "{status}: see above");
+    Ok(Outcome::Passed)
+}
+
+/// No network, no database: nothing that a change could be blamed for.
+fn advisories() -> anyhow::Result<Outcome> {
+    match fetch_advisories() {
+        Ok(()) => deny(&["check", "--disable-fetch", "advisories"]),
+        Err(error) => Ok(Outcome::Skipped(format!("{error:#}"))),
+    }
+}
+
+fn fetch_advisories() -> anyhow::Result<()> {
+    let mut fetch = Command::new(tools::CARGO_DENY.executable()?);
+    let mut child = fetch
+        .args(["--log-level", "error", "fetch", "db"])
+        .current_dir(checkout())
+        .stdin(Stdio::null())
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .spawn()
+        .context("cannot run cargo-deny")?;
+    let started = Instant::now();
+    while started.elapsed() < FETCH_LIMIT {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "the database of advisories cannot be fetched: see above");
+            return Ok(());
+        }
+        thread::sleep(FETCH_POLL);
+    }
+    child.kill()?;
+    child.wait()?;
+    bail!("the database of advisories did not come within {}", terminal::time(FETCH_LIMIT))
+}

@@ -1,0 +1,49 @@
+//! Tools that cargo does not bring: installed for this project alone, so that nobody's own are replaced.
+
+use std::{env, path::PathBuf, process::Command, time::Instant};
+
+use anyhow::{Context, ensure};
+use moneygo_controlplane::cache;
+
+use crate::terminal;
+
+/// A cargo subcommand of one version.
+pub struct Tool {
+    /// The crate, and its executable.
+    pub name: &'static str,
+    /// Exactly this one.
+    pub version: &'static str,
+}
+
+/// Licences, bans, sources and advisories of all dependencies.
+pub const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
+/// Coverage.
+pub const CARGO_LLVM_COV: Tool = Tool { name: "cargo-llvm-cov", version: "0.9.1" };
+
+impl Tool {
+    /// The executable, after installing it where it is not there yet (about a minute).
+    pub fn executable(&self) -> anyhow::Result<PathBuf> {
+        let Self { name, version } = self;
+        let folder = cache()?.join("tools").join(format!("{name}-{version}"));
+        let executable = folder.join("bin").join(name);
+        if executable.is_file() {
+            return Ok(executable);
+        }
+        terminal::heading(&format!("Installing {name} {version}, once, in {}", folder.display()));
+        let started = Instant::now();
+        // Optimizing takes longer than what is checked here can win back.
+        let mut install = terminal::cargo(&env::temp_dir());
+        install.args(["install", "--locked", "--debug", "--version", version, name, "--root"]).arg(&folder);
+        // In a temporary folder of cargo's own: another's target folder may be locked by whoever started this.
+        install.env_remove("CARGO_TARGET_DIR");
+        let status = install.status().context("cannot run cargo")?;
+        ensure!(status.success(), "cannot install {name} {version}: see above");
+        println!("    done in {}", terminal::time(started.elapsed()));
+        Ok(executable)
+    }
+}
+
+/// Whether the command can be run with that argument.
+pub fn is_found(command: &str, argument: &str) -> bool {
+    Command::new(command).arg(argument).output().is_ok_and(|output| output.status.success())
+}
