@@ -32,12 +32,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fake_moneygo::{Builder, FakeMoneyGo, Grant};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use moneygo_controlplane::{Access, AuditEvent, AuditMark, ControlPlane, User};
 use moneygo_operator::crd::{MoneyGoCredential, annotation};
@@ -46,7 +48,8 @@ use serde_json::{Value, json};
 pub use operator::{Operator, OperatorBuilder, Stopped};
 pub use scene::{Condition, Scene, Seen, condition, is_newer, is_ready, now, token_in, token_of};
 
-const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");
+/// The generated CRD.
+pub const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");
 const CLUSTER_RBAC: &str = include_str!("../../docs/rbac/cluster.yaml");
 const NAMESPACED_RBAC: &str = include_str!("../../docs/rbac/namespaced.yaml");
 /// What the manifests of docs/rbac call the operator's own namespace.
@@ -335,6 +338,19 @@ impl Stage {
         events.retain(|event| event.regarding.as_ref().is_some_and(|about| about.name.as_deref() == Some(name)));
         events.sort_by_key(|event| event.metadata.creation_timestamp.clone());
         events
+    }
+
+    /// Waits until there is an event about an object with a reason.
+    pub async fn event(&self, name: &str, reason: &str) -> Event {
+        let api: Api<Event> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let events = watcher::watcher(api, watcher::Config::default()).applied_objects();
+        let is_it = |event: &Event| {
+            let about = event.regarding.as_ref().and_then(|about| about.name.as_deref());
+            about == Some(name) && event.reason.as_deref() == Some(reason)
+        };
+        let mut found = std::pin::pin!(events.filter_map(async |event| event.ok().filter(is_it)));
+        let found = tokio::time::timeout(SOON, found.next()).await;
+        found.ok().flatten().unwrap_or_else(|| panic!("no event {reason} about {name}\n{}", self.account()))
     }
 
     /// A position in the audit log, for [`Stage::requests`].
