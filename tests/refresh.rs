@@ -387,8 +387,13 @@ async fn a_broken_object_stops_itself_and_no_other() {
     lax["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
         json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     stage.plane.install_crd(&lax.to_string()).await.unwrap();
-    let broken = "{apiVersion: money-go.com/v1alpha1, kind: MoneyGoCredential, metadata: {name: broken}, spec: {credentialsRef: text}}";
-    stage.credential_from_yaml(broken).await;
+    for (name, spec) in
+        [("broken", r#"{credentialsRef: {name: a-client}, suspend: "yes"}"#), ("hopeless", "{credentialsRef: text}")]
+    {
+        let manifest =
+            "{apiVersion: money-go.com/v1alpha1, kind: MoneyGoCredential, metadata: {name: NAME}, spec: SPEC}";
+        stage.credential_from_yaml(&manifest.replace("NAME", name).replace("SPEC", spec)).await;
+    }
     stage.plane.install_crd(stage::CRD).await.unwrap();
 
     let (_operator, _) = settled(&stage, json!({})).await;
@@ -400,6 +405,8 @@ async fn a_broken_object_stops_itself_and_no_other() {
     let found = |kind: &str| conditions.iter().find(|found| found["type"] == kind).unwrap();
     assert_eq!(found("Ready")["reason"], "InvalidSpec");
     assert_eq!(found("Stalled")["status"], "True");
+    // Here the API server takes no status: it cannot evaluate its rules.
+    stage.event("hopeless", "InvalidSpec").await;
     stage.delete("broken").await;
     stage.until("it is gone", SOON, |scene| scene.any_credential("broken").is_none().then_some(())).await;
 }
