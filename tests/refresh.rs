@@ -81,7 +81,7 @@ async fn an_object_becomes_ready_and_its_secret_holds_the_token() {
     assert_eq!(status_of(&object).expires_at, Some(expires_at));
     assert_eq!(status_of(&object).refresh_at, Some(time(&secret, annotation::REFRESH_AT)));
     assert_eq!(condition(&object, "Stalled").unwrap().status, "False");
-    stage.event("a", "TokenIssued").await;
+    stage.told("a", "TokenIssued").await;
     operator.stop().await;
 }
 
@@ -406,7 +406,7 @@ async fn a_broken_object_stops_itself_and_no_other() {
     assert_eq!(found("Ready")["reason"], "InvalidSpec");
     assert_eq!(found("Stalled")["status"], "True");
     // Here the API server takes no status: it cannot evaluate its rules.
-    stage.event("hopeless", "InvalidSpec").await;
+    stage.told("hopeless", "InvalidSpec").await;
     stage.delete("broken").await;
     stage.until("it is gone", SOON, |scene| scene.any_credential("broken").is_none().then_some(())).await;
 }
@@ -418,6 +418,6 @@ async fn two_objects_with_one_client_are_warned_of_each_other() {
     stage.credential("b", json!({"credentialsRef": {"name": credentials_name("a")}})).await;
     stage.ready("b").await;
     for name in ["a", "b"] {
-        stage.event(name, "SharedCredentials").await;
+        stage.told(name, "SharedCredentials").await;
     }
 }

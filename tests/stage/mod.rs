@@ -37,6 +37,7 @@ use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::{DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -86,6 +87,7 @@ pub struct Setup {
     plane: Option<&'static ControlPlane>,
     moneygo: Builder,
     is_cluster_wide: bool,
+    also_allowed: Vec<PolicyRule>,
 }
 
 impl Setup {
@@ -99,6 +101,12 @@ impl Setup {
     /// docs/rbac/cluster.yaml. Else it watches the stage's namespace with those of docs/rbac/namespaced.yaml.
     pub fn cluster_wide(mut self) -> Self {
         self.is_cluster_wide = true;
+        self
+    }
+
+    /// A rule in the stage's namespace, beside the documented ones.
+    pub fn allow(mut self, rule: PolicyRule) -> Self {
+        self.also_allowed.push(rule);
         self
     }
 
@@ -120,6 +128,7 @@ impl Setup {
         let own_namespace = plane.namespace(&format!("{}-operator", self.name)).await.expect("a namespace");
         let access =
             if self.is_cluster_wide { cluster_access(&own_namespace) } else { namespaced(&namespace, &own_namespace) };
+        let access = access.namespace(&namespace, self.also_allowed);
         let user = plane.user(&access).await.expect("a user");
         let admin = plane.admin().await.expect("a client");
         let moneygo = self.moneygo.start().await.expect("the stand-in for Money-Go");
@@ -158,7 +167,13 @@ impl Stage {
 
     /// A stage to be set up otherwise. The stand-in knows no client, and gives tokens of 30 days.
     pub fn setup(name: &str) -> Setup {
-        Setup { name: name.to_owned(), plane: None, moneygo: FakeMoneyGo::builder(), is_cluster_wide: false }
+        Setup {
+            name: name.to_owned(),
+            plane: None,
+            moneygo: FakeMoneyGo::builder(),
+            is_cluster_wide: false,
+            also_allowed: Vec::new(),
+        }
     }
 
     /// The operator, to be started.
@@ -340,8 +355,8 @@ impl Stage {
         events
     }
 
-    /// Waits until there is an event about an object with a reason.
-    pub async fn event(&self, name: &str, reason: &str) -> Event {
+    /// Waits until there is an event about an object for this reason, and returns the first.
+    pub async fn told(&self, name: &str, reason: &str) -> Event {
         let api: Api<Event> = Api::namespaced(self.admin.clone(), &self.namespace);
         let events = watcher::watcher(api, watcher::Config::default()).applied_objects();
         let is_it = |event: &Event| {
