@@ -546,9 +546,9 @@ fn reference(owner: &Owner) -> OwnerReference {
 /// What a credentials Secret holds, or what is wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialsProblem {
-    /// One of the two keys is not there.
+    /// One of the two keys is not there, or its value is empty.
     Incomplete,
-    /// A value is empty, has white space at an end, or is not UTF-8.
+    /// A value has white space at an end, or is not UTF-8.
     Malformed,
 }
 
@@ -557,13 +557,16 @@ pub enum CredentialsProblem {
 /// # Errors
 /// Says what is wrong where no request can be made with them.
 pub fn read_credentials<'a>(secret: &'a Secret, spec: &Resolved) -> Result<(&'a str, &'a str), CredentialsProblem> {
-    let value = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).ok_or(CredentialsProblem::Incomplete);
+    let value = |key: &str| {
+        let value = secret.data.as_ref().and_then(|data| data.get(key)).filter(|value| !value.0.is_empty());
+        value.ok_or(CredentialsProblem::Incomplete)
+    };
     let (id, secret) = (value(&spec.client_id_key)?, value(&spec.client_secret_key)?);
     Ok((well_formed(&id.0)?, well_formed(&secret.0)?))
 }
 
 fn well_formed(value: &[u8]) -> Result<&str, CredentialsProblem> {
     let text = std::str::from_utf8(value).map_err(|_| CredentialsProblem::Malformed)?;
-    let sound = !text.is_empty() && text.trim() == text && !text.starts_with('\u{feff}');
+    let sound = text.trim() == text && !text.starts_with('\u{feff}');
     if sound { Ok(text) } else { Err(CredentialsProblem::Malformed) }
 }

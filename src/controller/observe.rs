@@ -8,7 +8,7 @@ use crate::caches::ObjectKey;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
 use crate::digest::Match;
 use crate::error::Error;
-use crate::memory::{HeldToken, Memory, Verified};
+use crate::memory::{Attempt, HeldToken, Memory, Verified};
 use crate::plan::{self, Credentials, Held, Observed, Target};
 use crate::secret::{self, Claim, Facts, Found, Owner, Version};
 use crate::status;
@@ -16,19 +16,26 @@ use crate::status;
 impl Context {
     pub(super) fn observe(&self, credential: &MoneyGoCredential) -> Observed {
         let now = wall_clock();
+        let requested = credential.annotations().get(annotation::REFRESH_REQUESTED).cloned();
         let owner = Owner {
             namespace: credential.namespace().unwrap_or_default(),
             name: credential.name_any(),
             uid: credential.uid().unwrap_or_default(),
         };
-        let memory = self.remember(&owner, |memory| memory.clone());
+        let memory = self.remember(&owner, |memory| {
+            if newest_status(credential, memory).failed_attempts.is_some() {
+                // After a start nobody knows what the attempt that failed was made with: what changes from here on counts.
+                memory.attempt.get_or_insert_with(|| Attempt { refresh_requested: requested.clone(), target: None });
+            }
+            memory.clone()
+        });
         let spec = credential.resolve();
         let mut o = Observed {
             now,
             generation: credential.metadata.generation,
             created: credential.creation_timestamp().map(|time| time.0),
             ending: self.is_ending(&owner, credential),
-            refresh_requested: credential.annotations().get(annotation::REFRESH_REQUESTED).cloned(),
+            refresh_requested: requested,
             status: newest_status(credential, &memory),
             failure: None,
             leading: self.shared.settings.leadership.is_leader(),
