@@ -336,7 +336,7 @@ impl Context {
         match plan {
             Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
             Plan::Forget => {
-                tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, "a token that was issued is dropped: it has expired, or there is nothing left to write it to");
+                Self::log_dropped(o);
                 self.remember(&o.owner, |memory| memory.held = None);
                 Ok(Action::requeue(Duration::ZERO))
             }
@@ -348,6 +348,13 @@ impl Context {
             // A look is never planned after a look, and `carry_out` has dealt with the mint.
             Plan::Stand | Plan::Look | Plan::LookToMint | Plan::Mint(_) => Ok(Action::await_change()),
         }
+    }
+
+    fn log_dropped(o: &Observed) {
+        tracing::warn!(
+            namespace = %o.owner.namespace, name = %o.owner.name, reason = "TokenDropped",
+            "a token that was issued is dropped: it has expired, or there is nothing left to write it to"
+        );
     }
 
     fn remember<T>(&self, owner: &Owner, f: impl FnOnce(&mut Memory) -> T) -> T {

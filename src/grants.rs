@@ -88,11 +88,11 @@ impl Outage {
         Self { failed_at: Instant::now(), failed_at_wall: now, wait }
     }
 
-    /// The wait doubles, but while someone's token lives it is at most half of what that token has left, and at least a
-    /// second: an outage that ends before a token does must not let it expire.
+    /// The wait doubles, but while someone's token lives it is at most a quarter of what that token has left, and at least
+    /// a second: an outage that ends before a token does must not let it expire.
     fn next_probe(&self, ends_next: Option<Timestamp>) -> Instant {
-        let half = |at: Timestamp| Duration::try_from(at.duration_since(self.failed_at_wall) / 2).unwrap_or_default();
-        let wait = ends_next.map_or(self.wait, |at| self.wait.min(half(at).max(PROBE_SHORTEST)));
+        let share = |at: Timestamp| Duration::try_from(at.duration_since(self.failed_at_wall) / 4).unwrap_or_default();
+        let wait = ends_next.map_or(self.wait, |at| self.wait.min(share(at).max(PROBE_SHORTEST)));
         self.failed_at + wait
     }
 }
@@ -145,11 +145,16 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     pub fn withdraw(&self, key: &K) {
         let mut state = self.state();
         state.forget(key);
-        state.health.failing.remove(key);
         if state.called.remove(key).is_some() {
             state.in_use = state.in_use.saturating_sub(1);
             self.changed.notify_one();
         }
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, key: &K) {
+        self.withdraw(key);
+        self.state().health.failing.remove(key);
     }
 
     /// When the endpoint last came back from an outage: failures before that count no more.
@@ -287,7 +292,10 @@ impl<K: Clone + Ord + Hash> Health<K> {
     fn failed(&mut self, key: &K, now: Timestamp) -> Blame {
         let since = *self.failing.entry(key.clone()).or_insert_with(Instant::now);
         if let Some(outage) = self.outage {
-            self.outage = Some(Outage::new((outage.wait * 2).min(PROBE_LAST), now));
+            // A probe that was made sooner, for a token's sake, says nothing about how long to wait otherwise.
+            let waited_in_full = outage.failed_at.elapsed() >= outage.wait;
+            let wait = if waited_in_full { (outage.wait * 2).min(PROBE_LAST) } else { outage.wait };
+            self.outage = Some(Outage::new(wait, now));
             return Blame::Outage;
         }
         if self.last_answer.is_some_and(|at| at > since) {

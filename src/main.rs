@@ -23,6 +23,8 @@ use crate::args::Args;
 
 /// For the first word with the cluster.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(10);
+/// The longest that a watch may say nothing.
+const SILENCE_LIMIT: Duration = Duration::from_secs(150);
 /// For what is left after the controller is done: it has had its share of the 5 s that a stop may take.
 const STOP_LIMIT: Duration = Duration::from_millis(2500);
 
@@ -177,6 +179,9 @@ impl Cluster {
         // Every call is bounded and repeated where it is made, on that place's own terms.
         config.default_retry = false;
         config.connect_timeout = Some(CLUSTER_LIMIT / 2);
+        // A connection that died without a word would leave a watch silent for ever. A watch that lives gets a bookmark
+        // about once a minute.
+        config.read_timeout = Some(SILENCE_LIMIT);
         let url = config.cluster_url.clone();
         let client = Client::try_from(config)
             .map_err(|error| anyhow!("cannot use the cluster's configuration: {}", innermost(&error)))?;

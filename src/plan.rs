@@ -11,6 +11,8 @@ use crate::schedule::{self, Life};
 use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
 use crate::status::{Failure, Report, State, Verdict};
 
+const OUTAGE: &str = "the token endpoint is down for everyone; a token is asked for as soon as it is back";
+
 /// All that a plan is made of.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an observation of its own; none excludes another")]
@@ -264,9 +266,11 @@ pub fn plan(o: &Observed) -> Plan {
 
 /// The API server refused the write, and it is not time to try again.
 fn is_write_refused(o: &Observed) -> bool {
-    o.failure
-        .as_ref()
-        .is_some_and(|failure| failure.reason == Reason::TargetForbidden && failure.next_attempt_at > o.now)
+    o.failure.as_ref().is_some_and(|failure| is_of_the_write(failure) && failure.next_attempt_at > o.now)
+}
+
+fn is_of_the_write(failure: &Failure) -> bool {
+    failure.reason == Reason::TargetForbidden
 }
 
 /// No grant and no first write for what is being deleted. A token that came late still goes to a target that outlives its
@@ -607,7 +611,10 @@ pub fn account(o: &Observed) -> Plan {
     let refreshed = refreshed(o, obstacle.as_ref(), &token);
     let stalled = stalled(&ready, &refreshed);
     let life = token.life();
-    let failure = o.failure.clone().filter(|_| obstacle.is_none() && !is_suspended(o));
+    let failure = o.failure.clone().filter(|failure| {
+        // A suspension ends attempts, but not the writing of a token that was issued before it.
+        obstacle.is_none() && (!is_suspended(o) || is_of_the_write(failure))
+    });
     let report = Report {
         generation: o.generation,
         target_name: o.status.target_name.clone().or_else(|| o.spec.as_ref().ok().map(|spec| spec.target.clone())),
@@ -700,11 +707,7 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
         return verdict;
     }
     if o.outage {
-        return Verdict::new(
-            State::False,
-            Reason::EndpointUnavailable,
-            "the token endpoint is down for everyone; a token is asked for as soon as it is back",
-        );
+        return Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE);
     }
     Verdict::new(State::False, Reason::Pending, "a token is being asked for")
 }
@@ -734,6 +737,9 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdic
     if let Some(obstacle) = obstacle {
         return Verdict::new(State::False, obstacle.reason, obstacle.message.clone());
     }
+    if let Some(failure) = o.failure.as_ref().filter(|failure| is_of_the_write(failure)) {
+        return Verdict::new(State::False, failure.reason, failure.message.clone());
+    }
     if is_suspended(o) {
         return Verdict::new(State::Unknown, Reason::Suspended, "no token is asked for while spec.suspend is true");
     }
@@ -750,7 +756,11 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdic
         return verdict;
     }
     match token {
+        Token::Good(life) if o.outage && life.is_expired(o.now) => {
+            Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE)
+        }
         Token::Good(life) => Verdict::new(State::True, Reason::Succeeded, succeeded(o, *life)),
+        _ if o.outage => Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE),
         _ => Verdict::new(State::Unknown, Reason::Pending, "a token is being asked for"),
     }
 }

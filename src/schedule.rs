@@ -145,6 +145,15 @@ impl Backoff {
         }
     }
 
+    /// How much of the time that a living token has left a retry may wait at most: half where only a person can help, and a
+    /// quarter where the endpoint may be back at any moment, so that even a short time of its being there is met.
+    fn share_of_what_is_left(self, left: SignedDuration) -> SignedDuration {
+        match self {
+            Self::Rejected => left / 2,
+            Self::Endpoint | Self::Transient => left / 4,
+        }
+    }
+
     /// The wait after `attempts` failures in a row (the first is 1), within the class's bounds, jittered by up to a fifth.
     #[must_use]
     pub fn wait(self, attempts: i32, seed: &str, now: Timestamp) -> SignedDuration {
@@ -160,7 +169,8 @@ impl Backoff {
 /// When a failed attempt is repeated.
 ///
 /// `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it). Otherwise the wait is
-/// the class's; but while a token lives, never later than half of the time it has left, and at least a second.
+/// the class's; but while a token lives, never later than half (a rejection) or a quarter (anything else) of the time it has
+/// left, and at least a second.
 #[must_use]
 pub fn next_attempt(
     now: Timestamp,
@@ -175,7 +185,7 @@ pub fn next_attempt(
         return add(now, signed(asked).max(MIN_GRANT_INTERVAL));
     }
     let left = expires_at.map(|at| at.duration_since(now)).filter(SignedDuration::is_positive);
-    let wait = left.map_or(wait, |left| wait.min((left / 2).max(MIN_GRANT_INTERVAL)));
+    let wait = left.map_or(wait, |left| wait.min(backoff.share_of_what_is_left(left).max(MIN_GRANT_INTERVAL)));
     add(now, wait)
 }
 
@@ -387,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_never_waits_longer_than_half_of_what_is_left() {
+    fn a_retry_never_waits_longer_than_its_share_of_what_is_left() {
         let now = at("2026-01-01T00:00:00Z");
         let next = |left_secs: i64, after: Option<u64>| {
             let expiry = add(now, SignedDuration::from_secs(left_secs));
@@ -399,6 +409,11 @@ mod tests {
         assert!(next(-5, None) >= SignedDuration::from_mins(5));
         assert_eq!(next(20, Some(60)), SignedDuration::from_secs(60));
         assert_eq!(next(20, Some(0)), SignedDuration::from_secs(1));
+        let expiry = Some(add(now, SignedDuration::from_secs(8)));
+        for backoff in [Backoff::Endpoint, Backoff::Transient] {
+            let wait = next_attempt(now, backoff, 1, None, expiry, "x").duration_since(now);
+            assert_eq!(wait, SignedDuration::from_secs(2));
+        }
     }
 
     #[test]

@@ -109,7 +109,9 @@ impl Context {
                 _ => break,
             }
         }
-        self.remember(&o.owner, |memory| memory.held = None);
+        if self.remember(&o.owner, |memory| memory.held.take()).is_some() {
+            Self::log_dropped(o);
+        }
         self.shared.memories.forget(&key_of(&o.owner));
         Ok(Action::await_change())
     }

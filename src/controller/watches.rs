@@ -45,7 +45,7 @@ impl Context {
             let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
             let folded = self.caches.fold_object(&mut writer, &event);
             for key in folded.gone {
-                self.shared.settings.grants.withdraw(&key);
+                self.shared.settings.grants.forget(&key);
                 self.shared.memories.forget(&key);
             }
             if !own {

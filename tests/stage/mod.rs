@@ -33,6 +33,7 @@ use fake_moneygo::{Builder, FakeMoneyGo, Grant};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::{DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Api, Client, ResourceExt as _};
@@ -41,7 +42,7 @@ use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::{Value, json};
 
 pub use operator::{Operator, OperatorBuilder, Stopped};
-pub use scene::{Condition, Scene, Seen, condition, is_ready, token_in, token_of};
+pub use scene::{Condition, Scene, Seen, condition, is_ready, now, token_in, token_of};
 
 const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");
 const CLUSTER_RBAC: &str = include_str!("../../docs/rbac/cluster.yaml");
@@ -78,6 +79,7 @@ pub struct Setup {
     plane: Option<&'static ControlPlane>,
     moneygo: Builder,
     is_cluster_wide: bool,
+    also_allowed: Vec<PolicyRule>,
 }
 
 impl Setup {
@@ -91,6 +93,12 @@ impl Setup {
     /// docs/rbac/cluster.yaml. Else it watches the stage's namespace with those of docs/rbac/namespaced.yaml.
     pub fn cluster_wide(mut self) -> Self {
         self.is_cluster_wide = true;
+        self
+    }
+
+    /// A rule in the stage's namespace, beside the documented ones.
+    pub fn allow(mut self, rule: PolicyRule) -> Self {
+        self.also_allowed.push(rule);
         self
     }
 
@@ -112,6 +120,7 @@ impl Setup {
         let own_namespace = plane.namespace(&format!("{}-operator", self.name)).await.expect("a namespace");
         let access =
             if self.is_cluster_wide { cluster_access(&own_namespace) } else { namespaced(&namespace, &own_namespace) };
+        let access = access.namespace(&namespace, self.also_allowed);
         let user = plane.user(&access).await.expect("a user");
         let admin = plane.admin().await.expect("a client");
         let moneygo = self.moneygo.start().await.expect("the stand-in for Money-Go");
@@ -150,7 +159,13 @@ impl Stage {
 
     /// A stage to be set up otherwise. The stand-in knows no client, and gives tokens of 30 days.
     pub fn setup(name: &str) -> Setup {
-        Setup { name: name.to_owned(), plane: None, moneygo: FakeMoneyGo::builder(), is_cluster_wide: false }
+        Setup {
+            name: name.to_owned(),
+            plane: None,
+            moneygo: FakeMoneyGo::builder(),
+            is_cluster_wide: false,
+            also_allowed: Vec::new(),
+        }
     }
 
     /// The operator, to be started.
@@ -330,6 +345,19 @@ impl Stage {
         events.retain(|event| event.regarding.as_ref().is_some_and(|about| about.name.as_deref() == Some(name)));
         events.sort_by_key(|event| event.metadata.creation_timestamp.clone());
         events
+    }
+
+    /// Waits until there is an event about an object for this reason, and returns the first.
+    pub async fn told(&self, name: &str, reason: &str) -> Event {
+        let started = std::time::Instant::now();
+        loop {
+            let events = self.events(name).await;
+            if let Some(event) = events.into_iter().find(|event| event.reason.as_deref() == Some(reason)) {
+                return event;
+            }
+            assert!(started.elapsed() < SOON, "no event {reason} about {name}\n{}", self.account());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// A position in the audit log, for [`Stage::requests`].

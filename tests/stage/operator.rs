@@ -153,8 +153,9 @@ impl Operator<'_> {
     pub fn address(&mut self) -> Option<SocketAddr> {
         if self.address.is_none() {
             self.address = self.log().lines().find_map(|line| {
-                let listen = line.split_whitespace().find_map(|word| word.strip_prefix("listen="))?;
-                listen.parse().ok()
+                let text = line.split_whitespace().find_map(|word| word.strip_prefix("listen="));
+                let json = || line.split_once("\"listen\":\"")?.1.split('"').next();
+                text.or_else(json)?.parse().ok()
             });
         }
         self.address

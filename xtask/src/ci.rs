@@ -67,7 +67,7 @@ pub fn run() -> anyhow::Result<()> {
     let mut tested = None;
     steps.take("formatting", || cargo(&["fmt", "--all", "--check"]));
     steps.take("generated files", || generate::check(checkout()).map(|()| Outcome::Passed));
-    steps.take("dependencies", || deny(&["check", "licenses", "bans", "sources"]));
+    steps.take("dependencies", || deny(&["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]));
     steps.take("advisories", advisories);
     let lints = ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "--deny", "warnings"];
     steps.take("clippy", || cargo(&lints));

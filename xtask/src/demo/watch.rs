@@ -209,7 +209,8 @@ impl<'a> Watch<'a> {
 
     fn why_not(&self) -> String {
         let said = |kind| self.condition(kind).map(|said| format!("{}: {}", said.reason, said.message));
-        let said: Vec<_> = ["Ready", "Refreshed"].into_iter().filter_map(said).collect();
+        let mut said: Vec<_> = ["Ready", "Refreshed"].into_iter().filter_map(said).collect();
+        said.dedup();
         if said.is_empty() { "the operator has said nothing about it".into() } else { said.join("; ") }
     }
 }
