@@ -1182,6 +1182,10 @@ fn an_outage_is_told_only_where_there_is_no_token() {
     world.outage = true;
     world.settle();
     world.assert_well();
+    world.advance(5000);
+    let Plan::Rest(report, _) = account(&world.observe(false)) else { panic!("an account is a rest") };
+    assert_eq!((report.ready.state, report.ready.reason), (State::False, Reason::TokenExpired));
+    assert_eq!((report.refreshed.state, report.refreshed.reason), (State::False, Reason::EndpointUnavailable));
 }
 
 #[test]
@@ -1190,6 +1194,10 @@ fn an_object_that_waits_for_leave_is_pending() {
     assert_eq!((report.ready.state, report.ready.reason), (State::False, Reason::Pending));
     assert_eq!((report.refreshed.state, report.refreshed.reason), (State::Unknown, Reason::Pending));
     assert_eq!(report.stalled.state, State::False);
+    let mut world = scene();
+    world.delete_target();
+    let Plan::Rest(report, _) = account(&world.observe(false)) else { panic!("an account is a rest") };
+    assert_eq!(report.ready.reason, Reason::Pending, "lost, and nobody is to blame for it yet");
 }
 
 #[test]
