@@ -100,8 +100,8 @@ fn judge(stage: &Stage, names: &[String], most: usize) -> usize {
             let apart = issued(later).duration_since(issued(earlier)).unwrap();
             assert!(apart >= EARLIEST_REFRESH, "{name} was refreshed after {apart:?}");
         }
-        let (_, last) = held.last().expect("a token");
-        assert_eq!(stage.moneygo.state_of(last, stage::now()), TokenState::Alive, "{name} holds a dead token");
+        let (_, newest) = held.last().expect("a token");
+        assert_eq!(stage.moneygo.state_of(newest, stage::now()), TokenState::Alive, "{name} holds a dead token");
         let orphans = orphans(stage, name);
         assert!(orphans <= most, "{name} lost {orphans} tokens");
         lost += orphans;
@@ -212,7 +212,7 @@ async fn a_leader_that_stood_still_leaves_no_dead_token() {
                 TokenState::Alive => {}
                 TokenState::Revoked { since }
                     if at.duration_since(since).unwrap_or_default() < Duration::from_secs(1) => {}
-                state => panic!("{name} was given a token that was {state:?}"),
+                dead => panic!("{name} was given a token that was {dead:?}"),
             }
         }
         assert!(orphans(&stage, name) <= 2, "{name} lost {} tokens", orphans(&stage, name));
