@@ -411,7 +411,7 @@ fn no_debug_shows_a_secret() {
     let client = ClientCredentials::new("client".to_owned(), CLIENT_SECRET.to_owned());
     let key_bytes = *b"0123456789abcdefghijklmnopqrstuv";
     let key = DigestKey::new(&key_bytes).unwrap();
-    let life = Life::new("2026-01-01T00:00:00Z".parse().unwrap(), Duration::from_secs(60));
+    let life = Life::new("2026-01-01T00:00:00Z".parse().unwrap(), Duration::from_mins(1));
     let issue = Issue {
         life,
         scope: "api".to_owned(),
