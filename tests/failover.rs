@@ -266,3 +266,41 @@ async fn a_token_that_is_issued_while_the_api_server_is_away_is_written_when_it_
     assert_eq!(stage.token("first").await, newest("first"));
     assert_eq!(stage.grants_of("first"), 3);
 }
+
+/// How long the Secret ever held a token that had been revoked.
+fn longest_dead(stage: &Stage, name: &str) -> Duration {
+    let mut held = held(stage, name);
+    held.push((stage::now(), String::new()));
+    let dead = held.windows(2).map(|pair| match stage.moneygo.state_of(&pair[0].1, pair[1].0) {
+        TokenState::Revoked { since } => pair[1].0.duration_since(since.max(pair[0].0)).unwrap_or_default(),
+        _ => Duration::ZERO,
+    });
+    dead.max().unwrap_or_default()
+}
+
+/// Without a Lease, as in the worst case of one: both ask for each token, and each new one revokes the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_both_lead_settle_on_a_living_token() {
+    let setup = Stage::setup("both").moneygo(|moneygo| moneygo.expires_in(LIFE).mode(Mode::RevokePrevious));
+    let stage = setup.open().await;
+    let (one, other) = tokio::join!(stage.operator().start(), stage.operator().start());
+    let names = names(5);
+    subscribe_all(&stage, &names).await;
+    all_replaced(&stage, &tokens(&stage.scene(), &names).unwrap()).await;
+    let is_settled = |scene: &Scene| {
+        let alive = |token: &String| stage.moneygo.state_of(token, stage::now()) == TokenState::Alive;
+        tokens(scene, &names)?.values().all(alive).then_some(())
+    };
+    stage.until("every Secret holds a living token", SOON, is_settled).await;
+    one.stop().await;
+    other.stop().await;
+    let dead = names.iter().map(|name| longest_dead(&stage, name)).max().unwrap();
+    let grants: Vec<_> = names.iter().map(|name| stage.grants_of(name)).collect();
+    println!("two leaders: {grants:?} grants for two lives each, a dead token for {dead:.1?} at most");
+    assert!(dead < Duration::from_secs(2), "{dead:?}");
+    assert!(grants.iter().all(|&count| count <= 2 * 4), "{grants:?}");
+    let scene = stage.scene();
+    for (name, token) in tokens(&scene, &names).unwrap() {
+        assert_eq!(stage.moneygo.state_of(&token, stage::now()), TokenState::Alive, "{name}");
+    }
+}
