@@ -100,8 +100,8 @@ fn judge(stage: &Stage, names: &[String], most: usize) -> usize {
             let apart = issued(later).duration_since(issued(earlier)).unwrap();
             assert!(apart >= EARLIEST_REFRESH, "{name} was refreshed after {apart:?}");
         }
-        let (_, last) = held.last().expect("a token");
-        assert_eq!(stage.moneygo.state_of(last, stage::now()), TokenState::Alive, "{name} holds a dead token");
+        let (_, newest) = held.last().expect("a token");
+        assert_eq!(stage.moneygo.state_of(newest, stage::now()), TokenState::Alive, "{name} holds a dead token");
         let orphans = orphans(stage, name);
         assert!(orphans <= most, "{name} lost {orphans} tokens");
         lost += orphans;
@@ -212,7 +212,7 @@ async fn a_leader_that_stood_still_leaves_no_dead_token() {
                 TokenState::Alive => {}
                 TokenState::Revoked { since }
                     if at.duration_since(since).unwrap_or_default() < Duration::from_secs(1) => {}
-                state => panic!("{name} was given a token that was {state:?}"),
+                dead => panic!("{name} was given a token that was {dead:?}"),
             }
         }
         assert!(orphans(&stage, name) <= 2, "{name} lost {} tokens", orphans(&stage, name));
@@ -265,4 +265,42 @@ async fn a_token_that_is_issued_while_the_api_server_is_away_is_written_when_it_
     assert!(stopped.elapsed < Duration::from_secs(5), "{:?}", stopped.elapsed);
     assert_eq!(stage.token("first").await, newest("first"));
     assert_eq!(stage.grants_of("first"), 3);
+}
+
+/// How long the Secret ever held a token that had been revoked.
+fn longest_dead(stage: &Stage, name: &str) -> Duration {
+    let mut held = held(stage, name);
+    held.push((stage::now(), String::new()));
+    let dead = held.windows(2).map(|pair| match stage.moneygo.state_of(&pair[0].1, pair[1].0) {
+        TokenState::Revoked { since } => pair[1].0.duration_since(since.max(pair[0].0)).unwrap_or_default(),
+        _ => Duration::ZERO,
+    });
+    dead.max().unwrap_or_default()
+}
+
+/// Without a Lease, as in the worst case of one: both ask for each token, and each new one revokes the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_both_lead_settle_on_a_living_token() {
+    let setup = Stage::setup("both").moneygo(|moneygo| moneygo.expires_in(LIFE).mode(Mode::RevokePrevious));
+    let stage = setup.open().await;
+    let (one, other) = tokio::join!(stage.operator().start(), stage.operator().start());
+    let names = names(5);
+    subscribe_all(&stage, &names).await;
+    all_replaced(&stage, &tokens(&stage.scene(), &names).unwrap()).await;
+    let is_settled = |scene: &Scene| {
+        let alive = |token: &String| stage.moneygo.state_of(token, stage::now()) == TokenState::Alive;
+        tokens(scene, &names)?.values().all(alive).then_some(())
+    };
+    stage.until("every Secret holds a living token", SOON, is_settled).await;
+    one.stop().await;
+    other.stop().await;
+    let dead = names.iter().map(|name| longest_dead(&stage, name)).max().unwrap();
+    let grants: Vec<_> = names.iter().map(|name| stage.grants_of(name)).collect();
+    println!("two leaders: {grants:?} grants for two lives each, a dead token for {dead:.1?} at most");
+    assert!(dead < Duration::from_secs(2), "{dead:?}");
+    assert!(grants.iter().all(|&count| count <= 2 * 4), "{grants:?}");
+    let scene = stage.scene();
+    for (name, token) in tokens(&scene, &names).unwrap() {
+        assert_eq!(stage.moneygo.state_of(&token, stage::now()), TokenState::Alive, "{name}");
+    }
 }

@@ -102,6 +102,39 @@ async fn a_foreign_secret_is_left_alone_until_it_says_otherwise_and_its_other_ke
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_ends_with_the_foreign_secret() {
+    let stage = Stage::new("foreign-gone").await;
+    let operator = stage.operator().start().await;
+    let before = create(&stage, &foreign("payments")).await;
+    stage.subscribe("payments", json!({})).await;
+    leaves_alone(&stage, "payments", &before).await;
+    stage.delete_secret("payments").await;
+    let object = stage.ready("payments").await;
+    let made = holds_newest(&stage, "payments", "payments").await;
+    assert_eq!(Some(&controllers(&made)[0].uid), object.metadata.uid.as_ref());
+    assert_eq!(stage.grants_of("payments"), 1);
+    operator.stop().await;
+}
+
+/// That an owner could not be changed says nothing about a Secret that is made anew: creating one with an owner needs no `delete`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_was_refused_is_given_to_the_secret_that_is_made_anew() {
+    let stage = Stage::new("refused-anew").await;
+    let operator = stage.operator().start().await;
+    create(&stage, &foreign("payments")).await;
+    stage.patch_secret("payments", adopted_by("payments")).await;
+    let object = stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    stage.told("payments", "OwnerRefused").await;
+    stage.delete_secret("payments").await;
+    stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap();
+    let made = holds_newest(&stage, "payments", "payments").await;
+    let owners: Vec<_> = controllers(&made).into_iter().map(|owner| &owner.uid).collect();
+    assert_eq!(owners, [object.metadata.uid.as_ref().unwrap()]);
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_delete_granted_the_adopted_secret_gets_its_owner() {
     let stage = Stage::setup("delete-granted").allow(rule("", &["secrets"], &["delete"])).open().await;
     let operator = stage.operator().start().await;
@@ -263,6 +296,29 @@ async fn an_owner_that_is_gone_does_not_keep_the_object_of_its_name_out() {
         stage.patch_secret("payments", json!({"metadata": {"ownerReferences": owners}})).await;
     };
     resumes(&stage, json!({}), &orphaning(), restore).await;
+    operator.stop().await;
+}
+
+/// The garbage collector is after the old object's Secret while the new object is there already: whoever is first, the new one ends
+/// with a Secret of its own, for one grant at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_replaced_at_once_gets_a_secret_of_its_own() {
+    let stage = Stage::new("replaced").await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    let old = stage.secret("payments").await;
+    stage.delete("payments").await;
+    let new = stage.credential("payments", json!({})).await;
+    let is_owned = |scene: &stage::Scene| {
+        let secret = scene.secret("payments")?;
+        let is_owned = controllers(secret).iter().any(|owner| Some(&owner.uid) == new.metadata.uid.as_ref());
+        (is_owned && secret.metadata.uid != old.metadata.uid).then_some(())
+    };
+    stage.until("the new object owns a new Secret", SOON, is_owned).await;
+    stage.ready("payments").await;
+    holds_newest(&stage, "payments", "payments").await;
+    assert_eq!(stage.grants_of("payments"), 2);
     operator.stop().await;
 }
 
