@@ -14,6 +14,8 @@
 //! - [`Scene`]: what a watch has shown of the objects and Secrets; [`Stage::until`] waits for something in it.
 //! - [`Operator`]: the process, under exactly the documented RBAC rules.
 //!
+//! With `MONEYGO_TEST_LOGS=FOLDER` the operators' logs are kept there.
+//!
 //! Tests of one binary share a control plane and run side by side. Use `#[tokio::test(flavor = "multi_thread")]`: the stand-in and the
 //! watch run on the test's own runtime.
 
@@ -26,31 +28,37 @@ mod scene;
 use std::future::Future;
 use std::panic::Location;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fake_moneygo::{Builder, FakeMoneyGo, Grant};
+use futures::StreamExt as _;
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::{DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use moneygo_controlplane::{Access, AuditEvent, AuditMark, ControlPlane, User};
 use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::{Value, json};
 
 pub use operator::{Operator, OperatorBuilder, Stopped};
-pub use scene::{Condition, Scene, Seen, condition, is_ready, now, token_in, token_of};
+pub use scene::{Condition, Scene, Seen, condition, is_newer, is_ready, now, token_in, token_of};
 
-const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");
+/// The generated CRD.
+pub const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");
 const CLUSTER_RBAC: &str = include_str!("../../docs/rbac/cluster.yaml");
 const NAMESPACED_RBAC: &str = include_str!("../../docs/rbac/namespaced.yaml");
 /// What the manifests of docs/rbac call the operator's own namespace.
 const OWN_NAMESPACE: &str = "moneygo-system";
 /// For what should take less than a second, on a machine that is busy with other tests.
 pub const SOON: Duration = Duration::from_secs(20);
+/// Names a folder into which the operators' logs are copied when a stage is struck.
+const KEEP_LOGS: &str = "MONEYGO_TEST_LOGS";
 /// The label by which operators that watch the whole cluster tell their objects from those of other tests.
 const STAGE_LABEL: &str = "stage";
 
@@ -313,11 +321,11 @@ impl Stage {
     #[track_caller]
     pub fn until<T>(
         &self,
-        what: &str,
+        what: impl Into<String>,
         limit: Duration,
         look: impl FnMut(&Scene) -> Option<T>,
     ) -> impl Future<Output = T> {
-        self.until_at(Location::caller(), what.to_owned(), limit, look)
+        self.until_at(Location::caller(), what.into(), limit, look)
     }
 
     async fn until_at<T>(
@@ -349,15 +357,15 @@ impl Stage {
 
     /// Waits until there is an event about an object for this reason, and returns the first.
     pub async fn told(&self, name: &str, reason: &str) -> Event {
-        let started = std::time::Instant::now();
-        loop {
-            let events = self.events(name).await;
-            if let Some(event) = events.into_iter().find(|event| event.reason.as_deref() == Some(reason)) {
-                return event;
-            }
-            assert!(started.elapsed() < SOON, "no event {reason} about {name}\n{}", self.account());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let api: Api<Event> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let events = watcher::watcher(api, watcher::Config::default()).applied_objects();
+        let is_it = |event: &Event| {
+            let about = event.regarding.as_ref().and_then(|about| about.name.as_deref());
+            about == Some(name) && event.reason.as_deref() == Some(reason)
+        };
+        let mut found = std::pin::pin!(events.filter_map(async |event| event.ok().filter(is_it)));
+        let found = tokio::time::timeout(SOON, found.next()).await;
+        found.ok().flatten().unwrap_or_else(|| panic!("no event {reason} about {name}\n{}", self.account()))
     }
 
     /// A position in the audit log, for [`Stage::requests`].
@@ -385,12 +393,33 @@ impl Stage {
     pub fn account(&self) -> String {
         let logs = self.logs.lock().unwrap();
         let logs: Vec<_> = logs.iter().map(|log| operator::tail(log)).collect();
-        format!("{}\ngrants: {:#?}\n{}", self.scene(), last(&self.moneygo.ledger(), 10), logs.join("\n"))
+        let grants = self.moneygo.ledger();
+        let last: Vec<_> = grants[grants.len().saturating_sub(10)..].iter().map(line_of).collect();
+        format!(
+            "{}\n{} grants, of which the last:\n{}\n{}",
+            self.scene(),
+            grants.len(),
+            last.join("\n"),
+            logs.join("\n")
+        )
     }
 }
 
-fn last(grants: &[Grant], count: usize) -> &[Grant] {
-    &grants[grants.len().saturating_sub(count)..]
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let Some(folder) = std::env::var_os(KEEP_LOGS) else { return };
+        let folder = PathBuf::from(folder);
+        for log in self.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let kept = log.file_name().map(|name| folder.join(name));
+            let _ = kept.map(|kept| std::fs::copy(log, kept));
+        }
+    }
+}
+
+fn line_of(grant: &Grant) -> String {
+    let time = |at| Timestamp::try_from(at).map(|at| at.to_string()).unwrap_or_default();
+    let revoked = grant.revoked_at.map(|at| format!(", revoked {}", time(at))).unwrap_or_default();
+    format!("{}: issued {}, expires {}{revoked}", grant.client, time(grant.issued), time(grant.expires))
 }
 
 /// The Secret in which [`Stage::subscribe`] stores a client.

@@ -229,6 +229,12 @@ pub fn is_ready(object: &MoneyGoCredential) -> bool {
     condition(object, "Ready").is_some_and(is_true)
 }
 
+/// Whether `one` is a later version than `other`: what a watch shows may be behind what a write returned.
+pub fn is_newer<K: kube::ResourceExt>(one: &K, other: &K) -> bool {
+    let number = |object: &K| object.resource_version().and_then(|version| version.parse::<u64>().ok());
+    number(one) > number(other)
+}
+
 /// The token in a Secret, under the default key.
 pub fn token_of(secret: &Secret) -> String {
     token_in(secret, "access_token").unwrap_or_else(|| panic!("the Secret {} holds no token", secret.name_any()))
