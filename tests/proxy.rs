@@ -87,13 +87,16 @@ enum Way {
     Lost,
 }
 
+/// The object's name, the variables (`PROXY` stands for the proxy's URL), the proxy's answer and what comes of it.
+type Row = (&'static str, &'static [(&'static str, &'static str)], &'static str, Way);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn money_go_is_asked_through_the_proxy_that_the_variables_name() {
     let stage = Stage::new("proxy").await;
     let moneygo = FakeMoneyGo::builder().tls_names([HOST]).start().await.unwrap();
     let ca_file = stage.plane.folder().join("proxy-ca.pem");
     std::fs::write(&ca_file, moneygo.ca_pem().unwrap()).unwrap();
-    let rows: [(&str, &[(&str, &str)], &'static str, Way); 10] = [
+    let rows: [Row; 10] = [
         ("upper-case", &[("HTTPS_PROXY", "PROXY")], "200", Way::Proxied),
         ("lower-case", &[("https_proxy", "PROXY")], "200", Way::Proxied),
         ("for-all", &[("ALL_PROXY", "PROXY")], "200", Way::Proxied),
