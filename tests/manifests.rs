@@ -2,17 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-use std::time::Duration;
+mod stage;
+
+use std::time::{Duration, Instant};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
     runtime::{conditions::is_crd_established, wait::await_condition},
 };
+use moneygo_controlplane::ControlPlane;
 use moneygo_operator::crd::{self, MoneyGoCredential};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
+use stage::{SOON, Scene, Stage};
 
 /// A spec for an object named `object`, and a part of the API server's refusal (`None` for a good one).
 struct Case {
@@ -251,17 +255,11 @@ fn the_samples_are_good() {
 
 // One test, because its first part needs a cluster whose CRD is an older one.
 #[tokio::test]
-#[ignore = "needs a cluster in KUBECONFIG: it installs the CRD and uses the namespace default"]
 async fn the_api_server_agrees() {
-    let client = Client::try_default().await.expect("a cluster in KUBECONFIG");
+    // Of its own: other tests rely on the CRD as it is.
+    let plane = ControlPlane::start().await.expect("a control plane");
+    let client = plane.admin().await.expect("a client");
     let credentials = Api::<MoneyGoCredential>::namespaced(client.clone(), "default");
-    // A run that failed may have left it.
-    let _ = credentials
-        .patch("old", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"finalizers": null}})))
-        .await;
-    for name in ["old", "object"] {
-        let _ = credentials.delete(name, &DeleteParams::default()).await;
-    }
 
     install(&client, &without_rules(crd::crd())).await;
     let old = store_what_the_rules_refuse(&credentials).await;
@@ -269,7 +267,8 @@ async fn the_api_server_agrees() {
     until_refused(&client, &json!({"credentialsRef": {"name": "object"}})).await;
 
     an_old_object_is_not_stuck(&credentials, &old).await;
-    for case in cases() {
+    let cases = cases();
+    for case in &cases {
         let answer = post(&client, &case.spec).await;
         match (answer, case.refusal) {
             (Ok(()), None) => {}
@@ -281,6 +280,114 @@ async fn the_api_server_agrees() {
     for sample in samples() {
         create_dry(&client, &sample).await.unwrap();
     }
+    plane.shutdown().await.expect("an end");
+    let refused = cases.iter().filter(|case| case.refusal.is_some()).count();
+    println!("manifests: {} in all, {refused} of them bad, all passed", cases.len());
+}
+
+/// Under a rule of the CRD the API server wants a value of the right type, or it refuses every write of the object, that of its status
+/// among them: of these nothing can be told but in the log and in an event.
+const TOO_BROKEN_TO_BE_TOLD: [&str; 3] = ["name is a number", "target is text", "duration is a number"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_object_stops_itself_and_no_other() {
+    let stage = Stage::setup("manifests").own_plane().await.open().await;
+    install(&stage.admin, &without_schema(crd::crd())).await;
+    let bad: Vec<_> = cases().into_iter().filter(|case| case.code_refuses).collect();
+    let names: Vec<_> = (0..bad.len()).map(|index| format!("bad-{index}")).collect();
+    for (name, case) in names.iter().zip(&bad) {
+        store(&stage, name, &case.spec).await;
+    }
+    install(&stage.admin, &crd::crd()).await;
+    until_refused(&stage.admin, &bad[0].spec).await;
+
+    let operator = stage.operator().start().await;
+    let mark = stage.mark();
+    let began = Instant::now();
+    stage.moneygo.set_expires_in_of("good", Some(Duration::from_secs(4)));
+    stage.subscribe("good", json!({})).await;
+    stage.ready("good").await;
+    println!("manifests: beside {} bad objects a good one is ready in {:?}", bad.len(), began.elapsed());
+    let is_silent = |scene: &Scene, name: &str| !says_invalid(scene, name);
+    let expected: Vec<_> = bad.iter().map(|case| !TOO_BROKEN_TO_BE_TOLD.contains(&case.name)).collect();
+    let all_told = |scene: &Scene| {
+        let mut told = names.iter().zip(&expected).filter(|(_, expected)| **expected);
+        told.all(|(name, _)| !is_silent(scene, name)).then_some(())
+    };
+    let waited = tokio::time::timeout(SOON, stage.until("every bad object is told", SOON * 2, all_told)).await;
+    let silent: Vec<_> = names.iter().zip(&bad).filter(|(name, _)| is_silent(&stage.scene(), name)).collect();
+    let silent: Vec<_> = silent.into_iter().map(|(_, case)| case.name).collect();
+    assert!(waited.is_ok(), "nothing is said of {silent:?}");
+    assert_eq!(silent, TOO_BROKEN_TO_BE_TOLD);
+    let log = operator.log();
+    for name in &names {
+        let is_logged = log.lines().any(|line| line.contains("InvalidSpec") && line.contains(&format!("name={name} ")));
+        assert!(is_logged, "{name} is not in the log");
+    }
+
+    // Two refreshes of the good one, and nothing about the others meanwhile.
+    let at_rest = stage.mark();
+    let already = stage.grants_of("good");
+    stage.moneygo.wait_for_grants("good", already + 2, SOON).await.expect("the good one goes on");
+    let about_bad = |since| {
+        let mut requests = stage.requests_beside_watches(since);
+        requests.retain(|request| request.name.starts_with("bad-"));
+        requests
+    };
+    let idle = about_bad(at_rest);
+    assert!(idle.is_empty(), "{idle:#?}");
+    let in_all = about_bad(mark).len();
+    assert!(in_all <= 3 * bad.len(), "{in_all} requests for {} bad objects", bad.len());
+    assert!(stage.moneygo.requests().iter().all(|request| request.client.as_deref() == Some("good")));
+    operator.stop().await;
+    println!("manifests: {} bad objects were stored, {} passed", bad.len(), bad.len());
+}
+
+fn says_invalid(scene: &Scene, name: &str) -> bool {
+    let Some(object) = scene.any_credential(name) else { return false };
+    let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+    ["Ready", "Refreshed", "Stalled"].iter().all(|kind| {
+        conditions.into_iter().flatten().any(|condition| {
+            let is_current = condition["observedGeneration"].as_i64() == object.metadata.generation;
+            let status = if *kind == "Stalled" { "True" } else { "False" };
+            condition["type"] == *kind
+                && condition["status"] == status
+                && condition["reason"] == "InvalidSpec"
+                && is_current
+        })
+    })
+}
+
+/// Stores what the schema would refuse.
+async fn store(stage: &Stage, name: &str, spec: &Value) {
+    let mut spec = spec.clone();
+    // The case that is about the object's own name.
+    if spec["credentialsRef"]["name"] == "object" && spec.get("target").is_none() {
+        spec["credentialsRef"]["name"] = name.into();
+    }
+    let mut object = object(&spec);
+    object["metadata"]["name"] = name.into();
+    let object: DynamicObject = serde_json::from_value(object).unwrap();
+    for _ in 0..100 {
+        match stage.any_credentials().create(&PostParams::default(), &object).await {
+            Ok(_) => return,
+            Err(kube::Error::Api(status)) if status.code == 422 || status.code == 404 => {
+                // The server takes a changed CRD up a moment after it says so.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+    panic!("{name} is not stored");
+}
+
+/// The CRD with a spec that may be anything.
+fn without_schema(definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut definition = without_rules(definition);
+    let root = definition.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
+    let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    root.properties.as_mut().unwrap().insert("spec".to_owned(), serde_json::from_value(anything).unwrap());
+    definition
 }
 
 async fn install(client: &Client, definition: &CustomResourceDefinition) {
