@@ -663,24 +663,18 @@ async fn waits_grow_up_to_a_limit_for_each_reason() {
     let (secs, mins, hours) = (SignedDuration::from_secs, SignedDuration::from_mins, SignedDuration::from_hours);
     // The endpoint's own comes first, while no other client has had an answer.
     let rows = [
-        ("longest-503", html(503), false, secs(25), secs(30)),
-        ("longest-503-of-one-client", html(503), true, secs(500), mins(10)),
-        ("longest-404", html(404), false, secs(500), mins(10)),
-        ("longest-429", html(429), false, secs(500), mins(10)),
-        ("longest-400", html(400), false, hours(5), hours(6)),
-        ("longest-401", html(401), false, hours(5), hours(6)),
+        ("longest-503", html(503), secs(25), secs(30)),
+        ("longest-404", html(404), secs(500), mins(10)),
+        ("longest-429", html(429), secs(500), mins(10)),
+        ("longest-400", html(400), hours(5), hours(6)),
+        ("longest-401", html(401), hours(5), hours(6)),
     ];
-    for (name, script, others_go_on, least, most) in rows.clone() {
+    for (name, script, least, most) in rows.clone() {
         stage.moneygo.script(name, script.forever());
         stage.subscribe(name, json!({})).await;
         let attempts = |object: &MoneyGoCredential| status(object).failed_attempts;
         let failed = |count| move |object: &MoneyGoCredential| attempts(object) == Some(count);
         stage.until("it has failed", SOON, |scene| scene.credential(name).filter(failed(1))).await;
-        if others_go_on {
-            let well = format!("{name}-well");
-            stage.subscribe(&well, json!({})).await;
-            stage.ready(&well).await;
-        }
         stage.patch_status(name, json!({"status": {"failedAttempts": 9, "nextAttemptAt": stage_now()}})).await;
         let object = stage.until("it has failed again", SOON, |scene| scene.credential(name).filter(failed(10))).await;
         let waits = status(&object).next_attempt_at.unwrap().duration_since(status(&object).last_failure_time.unwrap());
@@ -705,7 +699,8 @@ async fn an_outage_is_told_once_and_ends_for_all_at_once() {
     let has_failed = |object: &MoneyGoCredential| status(object).failed_attempts.is_some();
     stage.until("one has failed", SOON, |scene| scene.credentials().find(has_failed)).await;
     let asked = names.len();
-    stage.until("the endpoint was probed", SOON, |_| (stage.moneygo.request_count() > 2 * asked).then_some(())).await;
+    let third = names.map(|name| Box::pin(stage.moneygo.wait_for_requests(name, 3, SOON)));
+    futures::future::select_ok(third).await.expect("a probe");
     let scene = stage.scene();
     assert_eq!(scene.credentials().filter(has_failed).count(), 1, "only one is told of it");
     assert!(scene.credentials().all(|object| stage::is_ready(&object)));
@@ -715,8 +710,9 @@ async fn an_outage_is_told_once_and_ends_for_all_at_once() {
     assert!(probes <= 4, "{probes} probes");
     stage.moneygo.set_outage(None).await.unwrap();
     stage.ready("new").await;
-    let all_are_back = || names.iter().all(|name| stage.grants_of(name) == 2);
-    stage.until("all are refreshed", Duration::from_secs(35), |_| all_are_back().then_some(())).await;
+    for grants in join_all(names.map(|name| stage.moneygo.wait_for_grants(name, 2, SOON))).await {
+        grants.expect("a new token");
+    }
     operator.stop().await;
 }
 

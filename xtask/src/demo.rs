@@ -35,6 +35,7 @@ const INTERRUPTED: u8 = 130;
 
 /// What the demo runs on, and for how long.
 #[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "the help is read on a terminal")]
 pub struct Options {
     /// End after the first refresh (with --token-url: as soon as the token is there)
     #[arg(long)]

@@ -29,7 +29,7 @@ const RIGHTS: &str = "docs/rbac/cluster.yaml";
 const OPERATOR_NAMESPACE: &str = "moneygo-system";
 const DEMO_NAMESPACE: &str = "demo";
 /// How long a given cluster may take for anything.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// How long a connection to it may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(500);

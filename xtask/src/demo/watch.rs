@@ -22,7 +22,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::{cluster::Cluster, now, operator::Operator};
 use crate::terminal;
 
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_mins(1);
 /// How long an expired token may stay before the demo has failed.
 const EXPIRED_LIMIT: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(250);

@@ -1,0 +1,214 @@
+//! The documented rules are those that the operator needs: none is missing and none is unused. The API server's audit log is the
+//! judge. In all other tests, too, the operator runs under these rules.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod stage;
+
+use std::time::Duration;
+
+use k8s_openapi::api::rbac::v1::PolicyRule;
+use kube::api::ObjectMeta;
+use moneygo_controlplane::{Access, AuditEvent, AuditMark};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use stage::{SOON, Stage};
+use tokio::sync::Mutex;
+
+const CRD: &str = include_str!("../crds/moneygocredentials.money-go.com.yaml");
+const CLUSTER: &str = include_str!("../docs/rbac/cluster.yaml");
+const NAMESPACED: &str = include_str!("../docs/rbac/namespaced.yaml");
+
+/// The schema is the control plane's, and these tests run side by side.
+static SCHEMA: Mutex<()> = Mutex::const_new(());
+
+/// The CRD of a time when `spec.suspend` was a text.
+fn older_crd() -> String {
+    let mut crd: Value = serde_yaml::from_str(CRD).unwrap();
+    let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    schema["properties"]["spec"]["properties"]["suspend"] = json!({"type": "string", "description": "yes or no"});
+    serde_yaml::to_string(&crd).unwrap()
+}
+
+/// A stage with an object, `broken`, that an older schema let in.
+async fn open(name: &str, is_cluster_wide: bool) -> Stage {
+    let _alone = SCHEMA.lock().await;
+    let setup = Stage::setup(name);
+    let stage = if is_cluster_wide { setup.cluster_wide() } else { setup }.open().await;
+    stage.plane.install_crd(&older_crd()).await.unwrap();
+    let broken = "
+        apiVersion: money-go.com/v1alpha1
+        kind: MoneyGoCredential
+        metadata: {name: broken}
+        spec: {credentialsRef: {name: broken-client}, suspend: 'yes'}";
+    stage.credential_from_yaml(broken).await;
+    stage.plane.install_crd(CRD).await.unwrap();
+    stage
+}
+
+/// All that an operator ever does: it becomes the leader, makes a key for digests, creates a target and replaces its token twice (so that an
+/// event is repeated), says that an object is broken, waits for credentials, and goes.
+async fn everything(stage: &Stage) {
+    let start = || {
+        let flags = ["--leader-elect", "--leader-elect-lease-duration=3s", "--token-requests-per-second=100"];
+        flags.into_iter().fold(stage.operator(), stage::OperatorBuilder::flag).start()
+    };
+    let operator = start().await;
+    stage.subscribe("payments", json!({"target": {"authorizationKey": "authorization"}})).await;
+    stage.ready("payments").await;
+    for (count, request) in [(2, "once"), (3, "again"), (4, "once more")] {
+        stage.request_refresh("payments", request).await;
+        stage.moneygo.wait_for_grants("payments", count, SOON).await.unwrap();
+        let is_answered = |scene: &stage::Scene| {
+            let status = scene.credential("payments")?.status?;
+            (status.last_handled_refresh.as_deref() == Some(request)).then_some(())
+        };
+        stage.until("the request is answered", SOON, is_answered).await;
+    }
+    stage.patch_secret("payments", json!({"metadata": {"labels": null}})).await;
+    stage.credential("waiting", json!({})).await;
+    stage.says("waiting", "Ready", "False", "CredentialsNotFound").await;
+    let is_told = |scene: &stage::Scene| {
+        let conditions = scene.any_credential("broken")?.data.pointer("/status/conditions")?.as_array()?.clone();
+        conditions.iter().any(|one| one["reason"] == "InvalidSpec").then_some(())
+    };
+    stage.until("the broken object is told of", SOON, is_told).await;
+    stage.told("payments", "TokenIssued").await;
+    let is_series = async || stage.told("payments", "TokenRefreshed").await.series.is_some();
+    while !is_series().await {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    operator.stop().await;
+    let operator = start().await;
+    stage.delete("payments").await;
+    let is_gone = |scene: &stage::Scene| scene.secret("payments").is_none().then_some(());
+    stage.until("the Secret is collected", SOON, is_gone).await;
+    operator.stop().await;
+}
+
+/// One verb of one resource, and where it is granted: everywhere, where there is no namespace.
+struct Right {
+    namespace: Option<String>,
+    group: String,
+    resource: String,
+    verb: String,
+    names: Vec<String>,
+}
+
+impl Right {
+    fn is_used_by(&self, request: &AuditEvent) -> bool {
+        let resource = match request.subresource.as_str() {
+            "" => request.resource.clone(),
+            subresource => format!("{}/{subresource}", request.resource),
+        };
+        self.namespace.as_ref().is_none_or(|namespace| *namespace == request.namespace)
+            && (&self.group, &self.resource, &self.verb) == (&request.api_group, &resource, &request.verb)
+            && (self.names.is_empty() || self.names.contains(&request.name))
+            && (200..300).contains(&request.code)
+    }
+}
+
+/// A Role or a `ClusterRole`.
+#[derive(serde::Deserialize)]
+struct AnyRole {
+    metadata: ObjectMeta,
+    rules: Vec<PolicyRule>,
+}
+
+fn rights(manifests: &str, stage: &Stage) -> Vec<Right> {
+    let roles = serde_yaml::Deserializer::from_str(manifests).map(|document| AnyRole::deserialize(document).unwrap());
+    let in_role = |role: AnyRole| {
+        let namespace = role.metadata.namespace.map(|namespace| {
+            if namespace == "moneygo-system" { stage.own_namespace.clone() } else { stage.namespace.clone() }
+        });
+        role.rules.into_iter().flat_map(move |rule| rights_of(&rule, namespace.as_ref()))
+    };
+    roles.flat_map(in_role).collect()
+}
+
+fn rights_of(rule: &PolicyRule, namespace: Option<&String>) -> Vec<Right> {
+    let mut rights = Vec::new();
+    for group in rule.api_groups.iter().flatten() {
+        for resource in rule.resources.iter().flatten() {
+            for verb in &rule.verbs {
+                rights.push(Right {
+                    namespace: namespace.cloned(),
+                    group: group.clone(),
+                    resource: resource.clone(),
+                    verb: verb.clone(),
+                    names: rule.resource_names.clone().unwrap_or_default(),
+                });
+            }
+        }
+    }
+    rights
+}
+
+/// Prints which rights were used how often, and returns those that were not.
+fn unused(rights: &[Right], requests: &[AuditEvent]) -> Vec<String> {
+    let mut unused = Vec::new();
+    for right in rights {
+        let uses = requests.iter().filter(|request| right.is_used_by(request)).count();
+        let place = right.namespace.as_deref().unwrap_or("every namespace");
+        let row = format!("{:<30} {:<20} {:<26} {:<7}", place, right.group, right.resource, right.verb);
+        println!("{row} {uses:>4}");
+        if uses == 0 {
+            unused.push(row);
+        }
+    }
+    unused
+}
+
+fn refused(requests: &[AuditEvent]) -> Vec<String> {
+    let refused = requests.iter().filter(|request| request.code == 403);
+    refused.map(|request| format!("{} {}", request.verb, request.request_uri)).collect()
+}
+
+async fn judge(stage: &Stage, manifests: &str) -> Vec<AuditEvent> {
+    everything(stage).await;
+    let requests = stage.requests(AuditMark::default());
+    let unused = unused(&rights(manifests, stage), &requests);
+    assert_eq!(refused(&requests), [""; 0], "a rule is missing");
+    assert_eq!(unused, [""; 0], "a rule is not needed");
+    requests
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_the_whole_cluster_no_rule_is_missing_and_none_unused() {
+    let stage = open("rbac-cluster", true).await;
+    judge(&stage, CLUSTER).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_a_namespace_no_rule_is_missing_and_none_unused_and_no_other_namespace_is_asked_for() {
+    let stage = open("rbac-namespaced", false).await;
+    let requests = judge(&stage, NAMESPACED).await;
+    let own = [stage.namespace.as_str(), stage.own_namespace.as_str()];
+    // Reviews of its own access are the stage's, which waits for the rules to be heeded.
+    let is_about_objects =
+        |request: &&AuditEvent| !request.resource.is_empty() && request.api_group != "authorization.k8s.io";
+    let outside = requests.iter().filter(is_about_objects).filter(|request| !own.contains(&request.namespace.as_str()));
+    let outside: Vec<_> = outside.map(|request| &request.request_uri).collect();
+    assert_eq!(outside, [""; 0]);
+}
+
+/// That a missing rule is noticed: by whoever reads the object, and by the judge above.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_rule_the_object_says_so() {
+    let stage = Stage::setup("rbac-less").cluster_wide().open().await;
+    let less = CLUSTER.replace("watch, create, update]", "watch, create]");
+    assert_ne!(less, CLUSTER);
+    let user = stage.plane.user(&Access::default().manifests(&less, &stage.own_namespace).unwrap()).await.unwrap();
+    let mark = stage.mark();
+    let operator = stage.operator().env("KUBECONFIG", &user.kubeconfig).start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    stage.request_refresh("payments", "now").await;
+    stage.says("payments", "Refreshed", "False", "TargetForbidden").await;
+    stage.says("payments", "Ready", "True", "TokenValid").await;
+    let refused = refused(&stage.plane.audit_events(mark, Some(&user.name)).unwrap());
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].starts_with("update ") && refused[0].contains("/secrets/payments"), "{refused:?}");
+    assert!(operator.log().contains("cannot update resource"), "the log says which right is missing");
+    operator.stop().await;
+}
