@@ -81,6 +81,9 @@ async fn refresh(name: &'static str, mode: Mode, failing: Failing) -> Vec<String
         verdict.judge_grants(&stage, name, ended, failing);
     }
     println!("{verdict}", verdict = verdict.summary(&stage));
+    if failing != Failing::Never && verdict.held_up == 0 {
+        verdict.problem("no failure held up a grant: nothing was shown");
+    }
     if !verdict.problems.is_empty() {
         verdict.problems.push(stage.account());
     }
@@ -172,6 +175,8 @@ struct Verdict {
     longest_gap: Duration,
     longest_revoked: Duration,
     least_left: Duration,
+    /// Grants that came later than half a second after the refresh time.
+    held_up: usize,
     grants: BTreeMap<usize, usize>,
 }
 
@@ -184,6 +189,7 @@ impl Verdict {
             longest_gap: Duration::ZERO,
             longest_revoked: Duration::ZERO,
             least_left: Duration::MAX,
+            held_up: 0,
             grants: BTreeMap::new(),
         }
     }
@@ -255,6 +261,7 @@ impl Verdict {
         }
         for pair in written.windows(2) {
             let Some(grant) = grants.iter().find(|grant| grant.token == pair[1].token) else { continue };
+            self.held_up += usize::from(grant.issued > pair[0].refresh_at + Duration::from_millis(500));
             if grant.issued < pair[0].refresh_at || grant.issued >= pair[0].expires_at {
                 self.problem(format_args!(
                     "{name}: a grant at {}, not between refresh and expiry",
@@ -272,13 +279,14 @@ impl Verdict {
     fn summary(&self, stage: &Stage) -> String {
         format!(
             "{}: {} samples of a Secret, {} of them wrong; the longest gap {:?}; the least time left {:?}; the longest time revoked {:?}; \
-             grants per object (grants: objects) {:?}; answers {:?}",
+             {} grants held up; grants per object (grants: objects) {:?}; answers {:?}",
             self.name,
             self.samples,
             self.problems.len(),
             self.longest_gap,
             self.least_left,
             self.longest_revoked,
+            self.held_up,
             self.grants,
             stage.moneygo.status_counts()
         )

@@ -132,7 +132,7 @@ async fn a_restart_does_not_try_again_what_failed_before_its_time() {
     operator.stop().await;
 
     let _operator = stage.operator().start().await;
-    // The second object shows that the first was looked at: they are reconciled in turn, and it needs more time.
+    // What comes later and needs more is done: the first was looked at long ago.
     stage.subscribe("b", json!({})).await;
     stage.ready("b").await;
     assert_eq!(stage.moneygo.request_count_of("a"), 1);
