@@ -105,7 +105,46 @@ async fn a_token_that_came_while_the_api_server_was_away_is_written_when_it_is_b
     println!("written {:?} after the API server was back", stage::now().duration_since(back).unwrap());
     stage.ready("a").await;
     assert_eq!(stage.moneygo.request_count(), 2);
+
+    // The watches are back, too.
+    let written = last_token(&stage);
+    stage.delete_secret("a").await;
+    stage.until("another token", SOON, |scene| scene.token("a").filter(|token| *token != written)).await;
+    stage.ready("a").await;
+    assert_eq!(stage.moneygo.request_count(), 3);
     operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_came_while_the_api_server_was_mute_is_written_when_it_speaks() {
+    let stage =
+        Stage::setup("paused").moneygo(|moneygo| moneygo.mode(Mode::RevokePrevious)).own_plane().await.open().await;
+    let (_operator, _) = settled(&stage).await;
+    a_grant_is_in_flight(&stage).await;
+    stage.plane.pause_apiserver().unwrap();
+    stage.moneygo.release();
+    sleep(Duration::from_secs(3)).await;
+    stage.plane.resume_apiserver().unwrap();
+    stage.until("the last token", SOON, |scene| scene.token("a").filter(|token| *token == last_token(&stage))).await;
+    stage.ready("a").await;
+    assert_eq!(stage.moneygo.request_count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_stood_still_replaces_what_expired_at_once() {
+    let stage = Stage::setup("still").moneygo(|moneygo| moneygo.expires_in(Duration::from_secs(6))).open().await;
+    let (operator, token) = settled(&stage).await;
+    operator.suspend();
+    let expires = stage.moneygo.grants_of("a")[0].expires;
+    sleep(expires.duration_since(stage::now()).unwrap() + Duration::from_millis(500)).await;
+    assert_eq!(stage.token("a").await, token);
+    operator.resume();
+    let resumed = stage::now();
+    stage.until("another token", SOON, |scene| scene.token("a").filter(|new| *new != token)).await;
+    let took = stage::now().duration_since(resumed).unwrap();
+    println!("replaced after {took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(stage.moneygo.request_count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
