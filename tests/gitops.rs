@@ -23,7 +23,7 @@ struct Case {
 fn cases() -> Vec<Case> {
     let case = |name, object, argo_cd, flux| Case { name, object, argo_cd, flux };
     vec![
-        case("no condition yet", object(2, json!({})), "Progressing", "inProgress"),
+        case("no condition yet", object(2, &json!({})), "Progressing", "inProgress"),
         case("ready", seen(2, "True", "TokenValid", "False"), "Healthy", "current"),
         case("ready for an older spec", seen(1, "True", "TokenValid", "False"), "Progressing", "inProgress"),
         case("the first token", seen(2, "False", "Pending", "False"), "Progressing", ""),
@@ -35,14 +35,14 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn object(generation: i64, status: Value) -> Value {
+fn object(generation: i64, status: &Value) -> Value {
     json!({"metadata": {"generation": generation}, "spec": {}, "status": status})
 }
 
 /// An object of generation 2, with conditions about another or the same.
 fn seen(observed: i64, ready: &str, reason: &str, stalled: &str) -> Value {
     let condition = |kind, status, reason| json!({"type": kind, "status": status, "reason": reason, "message": "m", "observedGeneration": observed});
-    object(2, json!({"conditions": [condition("Ready", ready, reason), condition("Stalled", stalled, reason)]}))
+    object(2, &json!({"conditions": [condition("Ready", ready, reason), condition("Stalled", stalled, reason)]}))
 }
 
 /// The status that Argo CD would show.
