@@ -4,6 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod chart;
 mod ci;
 mod coverage;
 mod demo;
@@ -36,7 +37,7 @@ enum Command {
     Ci,
     /// Measure which lines of src/ the tests run
     Coverage,
-    /// Write what is generated: the CRD and docs/api.md
+    /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
     Gen {
         /// Write nothing; fail if a file is stale
         #[arg(long)]

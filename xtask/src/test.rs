@@ -7,14 +7,15 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use moneygo_controlplane::{Binaries, PINNED};
+use moneygo_controlplane::{Binaries, PINNED, helm};
 
 use crate::{checkout, terminal};
 
 /// Runs every test and prints `N passed, N failed` last.
 pub fn run(no_build_progress: bool, arguments: &[String]) -> anyhow::Result<()> {
-    // Here it shows its progress; a test harness would say nothing for minutes.
+    // Here they show their progress; a test harness would say nothing for minutes.
     Binaries::locate(&PINNED)?;
+    helm()?;
     let mut tests = terminal::cargo(checkout());
     tests.args(["test", "--workspace", "--locked"]);
     if no_build_progress {

@@ -17,16 +17,33 @@ use ring::digest;
 use crate::leash::Leash;
 use crate::progress::Progress;
 
-/// A version of Kubernetes, and the Go module that pins all it is built from.
+/// A version of Kubernetes or Helm, and the Go module that pins all it is built from.
 pub struct Release {
-    /// The version as the API server reports it, e.g. `v1.37.2`.
+    /// What it is a version of.
+    pub product: &'static str,
+    /// The version as the program reports it, e.g. `v1.37.2`.
     pub version: &'static str,
+    /// The Go variable that the version is built into.
+    pub version_variable: &'static str,
     /// The folder of the module's `go.mod` and `go.sum`.
     pub module: &'static str,
 }
 
 /// The release that tests run on.
-pub const PINNED: Release = Release { version: "v1.37.2", module: concat!(env!("CARGO_MANIFEST_DIR"), "/servers") };
+pub const PINNED: Release = Release {
+    product: "Kubernetes",
+    version: "v1.37.2",
+    version_variable: "k8s.io/component-base/version.gitVersion",
+    module: concat!(env!("CARGO_MANIFEST_DIR"), "/servers"),
+};
+
+/// The Helm that the chart is tested with: a Go module of its own, with the libraries that its authors chose.
+const HELM_RELEASE: Release = Release {
+    product: "Helm",
+    version: "v4.3.1",
+    version_variable: "helm.sh/helm/v4/internal/version.version",
+    module: concat!(env!("CARGO_MANIFEST_DIR"), "/helm"),
+};
 
 /// An executable: its name, and the Go package it is built from.
 struct Executable {
@@ -46,6 +63,7 @@ const CONTROLLER_MANAGER: Executable = Executable {
 };
 const KUBECTL: Executable =
     Executable { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", built_as: "kubectl" };
+const HELM: Executable = Executable { name: "helm", package: "helm.sh/helm/v4/cmd/helm", built_as: "helm" };
 
 /// How often the progress display is updated, and a lock tried again.
 const TICK: Duration = Duration::from_millis(200);
@@ -116,6 +134,14 @@ impl Binaries {
     }
 }
 
+/// Helm, for tests of the chart. Built once, into the same cache as the servers: see [`Binaries::locate`]. Blocks.
+///
+/// # Errors
+/// If Go is needed and missing, if the build fails, or if the cache cannot be written.
+pub fn helm() -> Result<PathBuf> {
+    Ok(built(&HELM_RELEASE, &[HELM])?.join(HELM.name))
+}
+
 /// The folder of the cache that holds the wanted executables, after building those that it lacked.
 fn built(release: &Release, wanted: &[Executable]) -> Result<PathBuf> {
     let folder = cache()?.join(key(release)?);
@@ -160,17 +186,18 @@ fn key(release: &Release) -> Result<String> {
     hash.update(linker_flags(release).as_bytes());
     let digest = hash.finish();
     let short = digest.as_ref().iter().take(6).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-    Ok(format!("kubernetes-{}-{}-{}-{short}", release.version, env::consts::OS, env::consts::ARCH))
+    let product = release.product.to_lowercase();
+    Ok(format!("{product}-{}-{}-{}-{short}", release.version, env::consts::OS, env::consts::ARCH))
 }
 
-/// Without these the servers report v0.0.0.
+/// Without these the programs report v0.0.0 or the like.
 fn linker_flags(release: &Release) -> String {
-    format!("-s -w -X k8s.io/component-base/version.gitVersion={}", release.version)
+    format!("-s -w -X {}={}", release.version_variable, release.version)
 }
 
 fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    let mut progress = Progress::new("Waiting for another process that builds the Kubernetes servers");
+    let mut progress = Progress::new("Waiting for another process that builds the same");
     loop {
         ensure!(!ABANDONED.load(Ordering::Relaxed), "abandoned");
         match file.try_lock() {
@@ -220,7 +247,7 @@ fn run(go: &mut Command, release: &Release) -> Result<()> {
             BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
     }
-    let mut progress = Progress::new(format!("Building Kubernetes {}, once", release.version));
+    let mut progress = Progress::new(format!("Building {} {}, once", release.product, release.version));
     let last_lines = follow(&lines, &mut progress);
     if ABANDONED.load(Ordering::Relaxed) {
         // What it has started itself goes with the leash.
@@ -229,7 +256,8 @@ fn run(go: &mut Command, release: &Release) -> Result<()> {
     let status = child.wait().context("cannot wait for go")?;
     ensure!(
         status.success(),
-        "go build of the Kubernetes servers failed ({status}; it needs Go >= 1.26):\n{}",
+        "go build of {} failed ({status}; it needs Go >= 1.26):\n{}",
+        release.product,
         last_lines.join("\n")
     );
     progress.done();

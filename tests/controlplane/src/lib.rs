@@ -3,6 +3,7 @@
 //! the process that started them, however it ends.
 //!
 //! - [`Binaries`]: where the servers' executables are; builds what is missing.
+//! - [`helm()`]: Helm, built likewise.
 //! - [`ControlPlane`]: the running servers, clients for them, and outages of them.
 //! - [`Access`], [`User`]: somebody with given RBAC rules and no others.
 //! - [`AuditEvent`]: what the API server was asked, and by whom.
@@ -21,7 +22,7 @@ mod progress;
 
 pub use access::{Access, User, rule};
 pub use audit::{AuditEvent, AuditMark};
-pub use binaries::{Binaries, PINNED, Release, cache};
+pub use binaries::{Binaries, PINNED, Release, cache, helm};
 pub use controlplane::ControlPlane;
 pub use leash::Leash;
 pub use progress::Progress;

@@ -1,0 +1,485 @@
+//! The chart, with the real Helm and the real API server. There is no kubelet here: Pods are only ever proposed to it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::PostParams;
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, Resource as _, ResourceExt as _};
+use moneygo_controlplane::{ControlPlane, helm};
+use moneygo_operator::crd::MoneyGoCredential;
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/moneygo-operator");
+const CRD: &str = include_str!("../crds/moneygocredentials.money-go.com.yaml");
+const CRD_NAME: &str = "moneygocredentials.money-go.com";
+/// Every namespace that the value files and the documented roles name.
+const NAMESPACES: [&str; 5] = ["moneygo-system", "payments", "invoices", "elsewhere", "monitoring"];
+const SOON: Duration = Duration::from_mins(1);
+
+/// Helm and kubectl, with a home and a cluster of their own.
+struct Tools<'a> {
+    helm: PathBuf,
+    plane: &'a ControlPlane,
+}
+
+impl<'a> Tools<'a> {
+    async fn new(plane: &'a ControlPlane) -> Self {
+        let helm = tokio::task::spawn_blocking(helm).await.unwrap().expect("a Helm");
+        Self { helm, plane }
+    }
+
+    /// On a cluster with the namespaces, all of them `restricted`.
+    async fn with_namespaces(plane: &'a ControlPlane) -> Self {
+        let tools = Self::new(plane).await;
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"});
+        let namespace =
+            |name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        let namespaces = json!({"apiVersion": "v1", "kind": "List", "items": NAMESPACES.map(namespace)});
+        tools.kubectl(&["apply", "--server-side", "--filename=-"], &namespaces.to_string()).unwrap();
+        tools
+    }
+
+    /// What it printed, or what it complained about.
+    fn helm(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        self.run(&self.helm, arguments, input)
+    }
+
+    fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        self.run(self.plane.kubectl(), arguments, input)
+    }
+
+    fn run(&self, program: &Path, arguments: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.plane.folder())
+            .env("KUBECONFIG", self.plane.kubeconfig())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.plane.tie(&mut command).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+        assert!(!stderr.contains("would violate PodSecurity"), "{arguments:?}: {stderr}");
+        if status.success() { Ok(stdout) } else { Err(format!("{stdout}{stderr}")) }
+    }
+
+    /// The chart's objects with these values, as YAML.
+    fn render(&self, values: &str) -> Result<String, String> {
+        self.helm(&["template", "moneygo-operator", CHART, "--namespace=moneygo-system", "--values=-"], values)
+    }
+
+    /// Of the release's objects: what each is, and its version.
+    fn versions(&self, release: &str) -> BTreeMap<String, String> {
+        let manifest = self.helm(&["get", "manifest", release, "--namespace=moneygo-system"], "").unwrap();
+        let objects = self.kubectl(&["get", "--filename=-", "--output=json"], &manifest).unwrap();
+        let objects: Value = serde_json::from_str(&objects).unwrap();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let row = |object: &Value| {
+            let metadata = &object["metadata"];
+            let what =
+                format!("{} {}/{}", text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]));
+            (what, text(&metadata["resourceVersion"]))
+        };
+        objects["items"].as_array().unwrap().iter().map(row).collect()
+    }
+
+    fn may(&self, verb: &str, resource: &str, namespace: &str) -> bool {
+        let subject = "--as=system:serviceaccount:moneygo-system:moneygo-operator";
+        let answer = self.kubectl(&["auth", "can-i", verb, resource, subject, "--namespace", namespace], "");
+        answer.is_ok_and(|answer| answer.trim() == "yes")
+    }
+}
+
+fn objects(yaml: &str) -> Vec<Value> {
+    let documents = serde_yaml::Deserializer::from_str(yaml);
+    documents.map(|document| Value::deserialize(document).unwrap()).filter(|object| !object.is_null()).collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+/// Each file of `ci/`: its name and text.
+fn value_files() -> Vec<(String, String)> {
+    let folder = fs::read_dir(Path::new(CHART).join("ci")).unwrap();
+    let mut paths: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let read =
+        |path: &PathBuf| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap());
+    paths.iter().map(read).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lint_finds_nothing() {
+    let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
+    let printed = tools.helm(&["lint", "--strict", CHART], "").unwrap();
+    assert!(printed.contains("0 chart(s) failed"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rendering_is_accepted() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let tools = Tools::with_namespaces(plane).await;
+    for definition in [CRD, SERVICE_MONITORS, POD_MONITORS] {
+        plane.install_crd(definition).await.unwrap();
+    }
+    let files = value_files();
+    assert!(files.len() >= 25, "{} files", files.len());
+    let mut pods = Vec::new();
+    for (file, values) in &files {
+        let rendered = tools.render(values).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "--filename=-"];
+        let applied = tools.kubectl(&apply, &rendered).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let objects = objects(&rendered);
+        println!("{file}: {} objects", objects.len());
+        assert_eq!(applied.lines().count(), objects.len(), "{file}: {applied}");
+        let pod = pod(file, of_kind(&objects, "Deployment")[0]);
+        check_arguments(file, &pod["spec"]["containers"][0]["args"]);
+        pods.push(pod);
+    }
+    // The level `restricted` is enforced for Pods alone.
+    let pods = json!({"apiVersion": "v1", "kind": "List", "items": pods});
+    tools.kubectl(&["create", "--dry-run=server", "--validate=strict", "--filename=-"], &pods.to_string()).unwrap();
+}
+
+/// As the Deployment's controller would make it, but for the service account: that of the release is not there.
+fn pod(file: &str, deployment: &Value) -> Value {
+    let template = &deployment["spec"]["template"];
+    let mut spec = template["spec"].clone();
+    spec["serviceAccountName"] = "default".into();
+    let metadata = json!({
+        "name": file.trim_end_matches("-values.yaml"),
+        "namespace": deployment["metadata"]["namespace"],
+        "labels": template["metadata"]["labels"],
+        "annotations": template["metadata"]["annotations"],
+    });
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+}
+
+/// The operator takes them: with no cluster to be found it gets past its arguments, and no further.
+fn check_arguments(file: &str, arguments: &Value) {
+    let arguments: Vec<String> = serde_json::from_value(arguments.clone()).unwrap();
+    let (listen, others): (Vec<_>, Vec<_>) = arguments.iter().partition(|argument| argument.starts_with("--listen="));
+    let address = listen[0].trim_start_matches("--listen=");
+    assert!(address.parse::<SocketAddr>().is_ok(), "{file}: {address}");
+    let mut operator = Command::new(env!("CARGO_BIN_EXE_moneygo-operator"));
+    operator.args(others).arg("--listen=127.0.0.1:0").env_clear().env("KUBECONFIG", "/nowhere/kubeconfig");
+    let output = operator.output().unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && complaint.contains("/nowhere/kubeconfig"), "{file}: {complaint}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_misspelt_or_wrong_is_refused() {
+    let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
+    assert!(REFUSED.len() >= 40, "{} cases", REFUSED.len());
+    for (values, part) in REFUSED {
+        let error = tools.render(values).expect_err(values);
+        assert!(error.contains(part), "{values}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_are_those_of_the_documents() {
+    let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
+    for (values, document) in [
+        ("{}", include_str!("../docs/rbac/cluster.yaml")),
+        ("watchNamespaces: [payments]", include_str!("../docs/rbac/namespaced.yaml")),
+    ] {
+        assert_eq!(rules(&tools.render(values).unwrap()), rules(document), "{values}");
+    }
+}
+
+/// What the roles of a stream of documents allow, by kind and namespace, but for those that are for people.
+fn rules(yaml: &str) -> BTreeMap<String, Value> {
+    let is_role = |object: &&Value| object["kind"] == "ClusterRole" || object["kind"] == "Role";
+    let is_for_people = |role: &&Value| AGGREGATED.iter().any(|label| !role["metadata"]["labels"][label].is_null());
+    let row = |role: &Value| (format!("{} in {}", role["kind"], role["metadata"]["namespace"]), role["rules"].clone());
+    let objects = objects(yaml);
+    objects.iter().filter(is_role).filter(|role| !is_for_people(role)).map(row).collect()
+}
+
+const AGGREGATED: [&str; 3] = [
+    "rbac.authorization.k8s.io/aggregate-to-view",
+    "rbac.authorization.k8s.io/aggregate-to-edit",
+    "rbac.authorization.k8s.io/aggregate-to-admin",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chart_is_of_this_version() {
+    let plane = ControlPlane::shared().await.unwrap();
+    plane.install_crd(CRD).await.unwrap();
+    let tools = Tools::new(plane).await;
+    let chart: Value = serde_yaml::from_str(&fs::read_to_string(Path::new(CHART).join("Chart.yaml")).unwrap()).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(version), &json!(version)));
+    let annotation = |name: &str| chart["annotations"][format!("artifacthub.io/{name}")].as_str().unwrap();
+    let parsed = |name: &str| -> Value { serde_yaml::from_str(annotation(name)).unwrap() };
+
+    let deployment = objects(&tools.render("{}").unwrap());
+    let image = &of_kind(&deployment, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["image"];
+    assert_eq!(&parsed("images")[0]["image"], image);
+    let definition: CustomResourceDefinition = serde_yaml::from_str(CRD).unwrap();
+    assert_eq!(parsed("crds")[0]["name"], json!(definition.name_any()));
+    assert_eq!(parsed("crds")[0]["version"], json!(definition.spec.versions[0].name));
+    let examples = json!({"apiVersion": "v1", "kind": "List", "items": parsed("crdsExamples")});
+    let create = ["create", "--dry-run=server", "--validate=strict", "--filename=-"];
+    tools.kubectl(&create, &examples.to_string()).unwrap();
+}
+
+// One test, because each part goes on from the one before, and a CRD belongs to the whole cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn from_install_to_uninstall() {
+    let plane = ControlPlane::start().await.unwrap();
+    let tools = Tools::with_namespaces(&plane).await;
+
+    let notes = tools.helm(&install(&[]), "").unwrap();
+    assert!(notes.contains("rollout status deployment/moneygo-operator"), "{notes}");
+    assert!(notes.contains("leaves the definition"), "{notes}");
+    assert!(tools.may("list", "secrets", "invoices"));
+    // The garbage collector looks for new kinds of objects every 30 s only; started again it knows this one.
+    plane.stop_apiserver().unwrap();
+    plane.start_apiserver().await.unwrap();
+    upgrades_change_only_what_changed(&tools);
+
+    let uid = make_token(&plane).await;
+    uninstall(&tools);
+    let admin = plane.admin().await.unwrap();
+    let credentials = Api::<MoneyGoCredential>::namespaced(admin.clone(), "payments");
+    let secrets = Api::<Secret>::namespaced(admin.clone(), "payments");
+    credentials.get("token").await.expect("the object is kept");
+    assert!(!tools.may("list", "secrets", "payments"), "rights are not kept");
+
+    let notes = tools.helm(&install(&["--set", "watchNamespaces={payments}", "--set=crds.keep=false"]), "").unwrap();
+    assert!(notes.contains("in payments, and in no other"), "{notes}");
+    assert!(notes.contains("DELETES every MoneyGoCredential"), "{notes}");
+    assert!(tools.may("list", "secrets", "payments") && tools.may("create", "leases", "moneygo-system"));
+    for (resource, namespace) in
+        [("secrets", "invoices"), ("secrets", "moneygo-system"), ("moneygocredentials", "invoices")]
+    {
+        assert!(!tools.may("list", resource, namespace), "{resource} in {namespace}");
+    }
+    assert_eq!(secrets.get("token").await.unwrap().uid().unwrap(), uid);
+    let definitions = Api::<CustomResourceDefinition>::all(admin);
+    let definition = definitions.get(CRD_NAME).await.unwrap().uid().unwrap();
+    uninstall(&tools);
+    let gone = async {
+        await_condition(definitions, CRD_NAME, conditions::is_deleted(&definition)).await.unwrap();
+        await_condition(secrets, "token", conditions::is_deleted(&uid)).await.unwrap();
+    };
+    tokio::time::timeout(SOON, gone).await.expect("the definition, its objects and what they own are gone");
+    plane.shutdown().await.unwrap();
+}
+
+fn install<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["install", "moneygo-operator", CHART, "--namespace=moneygo-system", "--wait=hookOnly"], more].concat()
+}
+
+fn uninstall(tools: &Tools) {
+    tools.helm(&["uninstall", "moneygo-operator", "--namespace=moneygo-system"], "").unwrap();
+}
+
+fn upgrades_change_only_what_changed(tools: &Tools) {
+    let upgrade = ["upgrade", "moneygo-operator", CHART, "--namespace=moneygo-system", "--wait=hookOnly"];
+    let installed = tools.versions("moneygo-operator");
+    assert!(installed.len() >= 9, "{installed:?}");
+    tools.helm(&upgrade, "").unwrap();
+    assert_eq!(tools.versions("moneygo-operator"), installed, "the same values");
+
+    let changed = [&upgrade[..], &["--set-string=podAnnotations.changed=true"]].concat();
+    tools.helm(&changed, "").unwrap();
+    let upgraded = tools.versions("moneygo-operator");
+    let differing: Vec<_> = upgraded.iter().filter(|(what, version)| installed.get(*what) != Some(version)).collect();
+    assert!(matches!(differing[..], [(what, _)] if what.starts_with("Deployment ")), "{differing:?}");
+    assert_eq!(upgraded.len(), installed.len());
+}
+
+/// An object, and a Secret as the operator would write it. Returns the Secret's uid.
+async fn make_token(plane: &ControlPlane) -> String {
+    let admin = plane.admin().await.unwrap();
+    let object: MoneyGoCredential = serde_json::from_value(json!({
+        "apiVersion": "money-go.com/v1alpha1", "kind": "MoneyGoCredential",
+        "metadata": {"name": "token"}, "spec": {"credentialsRef": {"name": "client"}},
+    }))
+    .unwrap();
+    let sent = PostParams::default();
+    let object = Api::namespaced(admin.clone(), "payments").create(&sent, &object).await.unwrap();
+    let mut secret = Secret::default();
+    secret.metadata.name = Some("token".to_owned());
+    secret.metadata.owner_references = object.controller_owner_ref(&()).map(|owner| vec![owner]);
+    Api::<Secret>::namespaced(admin, "payments").create(&sent, &secret).await.unwrap().uid().unwrap()
+}
+
+/// Values, and what the refusal must name.
+#[rustfmt::skip]
+const REFUSED: &[(&str, &str)] = &[
+    // A misspelt key, at every level.
+    ("replicas: 2", "replicas"),
+    ("replicaCuont: 2", "replicaCuont"),
+    ("images: {}", "images"),
+    ("image: {registry: ghcr.io}", "registry"),
+    ("image: {pullpolicy: Always}", "pullpolicy"),
+    ("imagePullSecrets: [{secret: a}]", "secret"),
+    ("moneygo: {}", "moneygo"),
+    ("moneyGo: {tokenURL: https://a}", "tokenURL"),
+    ("caBundle: {secret: a}", "secret"),
+    ("proxy: {https: 'http://a'}", "https"),
+    ("watchNamespace: [a]", "watchNamespace"),
+    ("crds: {install: true}", "install"),
+    ("rbac: {aggregateToViewers: true}", "aggregateToViewers"),
+    ("serviceAccount: {annotation: {}}", "annotation"),
+    ("leaderElection: {duration: 15s}", "duration"),
+    ("podDisruptionBudget: {minAvailabel: 1}", "minAvailabel"),
+    ("livenessProbe: {httpGet: {}}", "httpGet"),
+    ("readinessProbe: {period: 1}", "period"),
+    ("log: {levels: info}", "levels"),
+    ("listen: {host: 0.0.0.0}", "host"),
+    ("metrics: {enabled: true}", "enabled"),
+    ("metrics: {service: {type: NodePort}}", "type"),
+    ("metrics: {serviceMonitor: {label: {}}}", "label"),
+    ("metrics: {podMonitor: {honourLabels: true}}", "honourLabels"),
+    ("networkPolicy: {ingress: []}", "ingress"),
+    ("resources: {request: {}}", "request"),
+    ("extraEnv: [{name: A, vlaue: b}]", "vlaue"),
+    // A wrong type.
+    ("replicaCount: '2'", "replicaCount"),
+    ("crds: {keep: 'yes'}", "keep"),
+    ("watchNamespaces: payments", "watchNamespaces"),
+    ("commonLabels: {team: 1}", "team"),
+    ("nodeSelector: [linux]", "nodeSelector"),
+    ("tolerations: {}", "tolerations"),
+    ("extraVolumes: [{emptyDir: {}}]", "name"),
+    // A value that cannot be.
+    ("image: {pullPolicy: Sometimes}", "pullPolicy"),
+    ("image: {digest: 'sha256:abc'}", "digest"),
+    ("image: {repository: 'https://ghcr.io/a'}", "repository"),
+    ("image: {tag: 'a b'}", "tag"),
+    ("nameOverride: Upper", "nameOverride"),
+    ("moneyGo: {tokenUrl: 'ftp://a'}", "tokenUrl"),
+    ("moneyGo: {tokenUrl: 'http://api.money-go.com/token'}", "tokenUrl"),
+    ("moneyGo: {tokenUrl: 'https://user:password@a'}", "tokenUrl"),
+    ("moneyGo: {timeout: 10}", "timeout"),
+    ("moneyGo: {timeout: 10 s}", "timeout"),
+    ("moneyGo: {requestsPerSecond: 0}", "requestsPerSecond"),
+    ("moneyGo: {concurrency: 1001}", "concurrency"),
+    ("caBundle: {secretName: a, configMapName: b}", "caBundle"),
+    ("caBundle: {key: ../a}", "key"),
+    ("proxy: {httpsProxy: 'proxy:3128'}", "httpsProxy"),
+    ("watchNamespaces: [a, a]", "watchNamespaces"),
+    ("watchNamespaces: [A]", "watchNamespaces"),
+    ("replicaCount: -1", "replicaCount"),
+    ("leaderElection: {enabled: false}", "replicaCount"),
+    ("leaderElection: {leaseDuration: 1500ms}", "leaseDuration"),
+    ("podDisruptionBudget: {minAvailable: 1, maxUnavailable: 1}", "podDisruptionBudget"),
+    ("podDisruptionBudget: {maxUnavailable: half}", "maxUnavailable"),
+    ("podDisruptionBudget: {unhealthyPodEvictionPolicy: Never}", "unhealthyPodEvictionPolicy"),
+    ("terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds"),
+    ("livenessProbe: {periodSeconds: 0}", "periodSeconds"),
+    ("log: {format: xml}", "format"),
+    ("listen: {port: 80}", "port"),
+    ("listen: {address: localhost}", "address"),
+    ("metrics: {service: {port: 65536}}", "port"),
+    ("metrics: {serviceMonitor: {interval: fast}}", "interval"),
+    ("networkPolicy: {apiServerPorts: []}", "apiServerPorts"),
+    ("commonLabels: {'a b': c}", "a b"),
+    ("podLabels: {a: 'b c'}", "podLabels"),
+    ("metrics: {serviceMonitor: {enabled: true}, service: {enabled: false}}", "metrics.service.enabled"),
+];
+
+// As much of the Prometheus operator's definitions as the chart uses: strict validation refuses any other field.
+// https://prometheus-operator.dev/docs/api-reference/api/
+const SERVICE_MONITORS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: servicemonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: ServiceMonitor, plural: servicemonitors}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema:
+        openAPIV3Schema:
+          type: object
+          required: [spec]
+          properties:
+            spec:
+              type: object
+              required: [endpoints, selector]
+              properties:
+                namespaceSelector: {type: object, properties: {any: {type: boolean}, matchNames: {type: array, items: {type: string}}}}
+                selector: {type: object, properties: {matchLabels: {type: object, additionalProperties: {type: string}}}}
+                endpoints:
+                  type: array
+                  items:
+                    type: object
+                    properties:
+                      port: {type: string}
+                      path: {type: string}
+                      honorLabels: {type: boolean}
+                      interval: &duration
+                        type: string
+                        pattern: '^(0|(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?(([0-9]+)ms)?)$'
+                      scrapeTimeout: *duration
+                      relabelings: &relabelings
+                        type: array
+                        items:
+                          type: object
+                          properties:
+                            action: {type: string}
+                            regex: {type: string}
+                            sourceLabels: {type: array, items: {type: string}}
+                      metricRelabelings: *relabelings
+";
+const POD_MONITORS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: podmonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PodMonitor, plural: podmonitors}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema:
+        openAPIV3Schema:
+          type: object
+          required: [spec]
+          properties:
+            spec:
+              type: object
+              required: [podMetricsEndpoints, selector]
+              properties:
+                namespaceSelector: {type: object, properties: {any: {type: boolean}, matchNames: {type: array, items: {type: string}}}}
+                selector: {type: object, properties: {matchLabels: {type: object, additionalProperties: {type: string}}}}
+                podMetricsEndpoints:
+                  type: array
+                  items:
+                    type: object
+                    properties:
+                      port: {type: string}
+                      path: {type: string}
+                      honorLabels: {type: boolean}
+                      interval: {type: string}
+                      scrapeTimeout: {type: string}
+                      relabelings: {type: array, items: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+                      metricRelabelings: {type: array, items: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
