@@ -359,6 +359,10 @@ impl Secrets {
         {
             return false;
         }
+        // What is written while a list is under way may be missing from the list: its end must not take it away.
+        if let Some(listing) = &mut self.listing {
+            listing.insert(key.clone());
+        }
         self.facts.insert(key.clone(), Arc::new(facts));
         true
     }

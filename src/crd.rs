@@ -757,7 +757,7 @@ reasons! {
     TokenExpired: "The token in the Secret has expired and no new one came. Refreshed says why.",
     CredentialsNotFound: "The Secret that credentialsRef names does not exist. Create it, or correct the name; the token is asked for at once.",
     CredentialsIncomplete: "The credentials' Secret lacks the key for the client id or the client secret, or its value is empty. Add it, or name the right key in credentialsRef.",
-    CredentialsMalformed: "The client id or the client secret is not UTF-8 or has white space at an end, as `echo … | base64` leaves behind (`printf %s … | base64` does not). No request is made with it. Correct the value.",
+    CredentialsMalformed: "The client id or the client secret is not UTF-8, begins with a byte order mark or has white space at an end, as `echo … | base64` leaves behind (`printf %s … | base64` does not). No request is made with it. Correct the value.",
     TargetConflict: "The target Secret exists and is not this object's: it is not touched, and no token is asked for. Choose another target.name, delete the Secret, or hand it over with the annotation money-go.com/adopt, its value this object's name. Where another MoneyGoCredential writes it, this one takes over when that one goes.",
     TargetImmutable: "The target Secret is immutable (its field immutable is true), so no token can be written. Delete it, and it is created anew.",
     TargetForbidden: "The API server refuses the write of the target Secret: RBAC, a quota or an admission policy. The operator's log has its answer; grant the permission, or make room. The write is tried again with the same token.",

@@ -56,10 +56,12 @@ impl Life {
     /// whole seconds may seem to prolong a token by up to one second: that is no prolongation.
     #[must_use]
     pub fn of_repeated(self, earlier: Life) -> Self {
-        if self.expires_at > add(earlier.expires_at, SignedDuration::from_secs(1)) {
+        let off_by = self.expires_at.duration_since(earlier.expires_at);
+        if off_by > SignedDuration::from_secs(1) {
             return self;
         }
-        Self { expires_at: self.expires_at.min(earlier.expires_at), repeated: true, ..self }
+        let is_rounding = off_by >= -SignedDuration::from_secs(1);
+        Self { expires_at: if is_rounding { earlier.expires_at } else { self.expires_at }, repeated: true, ..self }
     }
 
     /// From issue to expiry. Never negative.

@@ -311,7 +311,7 @@ pub enum Found {
 /// annotations were edited or stripped.
 ///
 /// With a digest the token and its deadlines prove each other. Without one, `managedFields` must show that nobody wrote
-/// the data after us, and of two accounts of the deadlines the earlier expiry is believed.
+/// the data after us, and of two accounts of the deadlines the later issue is believed, and of one issue the earlier expiry.
 #[must_use]
 pub fn inspect(
     secret: &Secret,
@@ -335,10 +335,14 @@ pub fn inspect(
         Proof::Wrong => Found::Altered,
         Proof::Impossible if matches!(facts.seal, Seal::Broken(_)) => Found::Altered,
         Proof::Impossible if facts.marks.applied.is_none() && !has_our_data(secret, spec) => Found::Altered,
-        Proof::Impossible => {
-            accounts.into_iter().min_by_key(|life| life.expires_at).map_or(Found::Altered, Found::Token)
-        }
+        Proof::Impossible => unproven(&accounts).map_or(Found::Altered, Found::Token),
     }
+}
+
+/// Which of two accounts counts where none can be proven: a later issue is our own write whose status was lost; of two
+/// accounts of one issue, the earlier expiry.
+fn unproven(accounts: &[Life]) -> Option<Life> {
+    accounts.iter().copied().max_by_key(|life| (life.issued_at, std::cmp::Reverse(life.expires_at)))
 }
 
 enum Proof {

@@ -69,7 +69,8 @@ impl Failure {
     #[must_use]
     pub fn in_status(status: &MoneyGoCredentialStatus) -> Option<Self> {
         let attempts = status.failed_attempts.filter(|attempts| *attempts > 0)?;
-        let refreshed = condition(status, ConditionType::Refreshed)?;
+        let refreshed = condition(status, ConditionType::Refreshed)
+            .filter(|refreshed| refreshed.status == State::False.as_str())?;
         let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == refreshed.reason)?;
         let at = status.last_failure_time?;
         let next_attempt_at = status.next_attempt_at.unwrap_or(at);
@@ -188,7 +189,8 @@ const OPTIONAL: &[&str] = &[
     "lastHandledRefresh",
 ];
 
-const UNREADABLE: &str = "the object cannot be read as a MoneyGoCredential of this version: look at its spec beside `kubectl explain moneygocredential.spec`, and apply it again";
+/// What is said of an object that cannot be read.
+pub const UNREADABLE: &str = "the object cannot be read as a MoneyGoCredential of this version: look at its spec beside `kubectl explain moneygocredential.spec`, and apply it again";
 
 /// The patch that tells of an object that cannot be read. Names the conditions alone: the rest of its status is unknown.
 #[must_use]

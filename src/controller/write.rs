@@ -103,7 +103,8 @@ impl Context {
     ) -> Result<Secret, Error> {
         let key = self.shared.digest_key();
         let compose = |ownership| secret::compose(live, &o.owner, spec, content, key.as_ref(), ownership);
-        let ownership = if o.owner_refused { Ownership::AsFound } else { Ownership::AsWanted };
+        // A Secret that is made anew gets its owner: creating one needs no right to change it.
+        let ownership = if o.owner_refused && live.is_some() { Ownership::AsFound } else { Ownership::AsWanted };
         let wanted = compose(ownership);
         let changes_owner = live.is_some_and(|live| {
             live.metadata.owner_references.clone().unwrap_or_default()
