@@ -4,14 +4,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 use moneygo_controlplane::ControlPlane;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let started = Instant::now();
     let control_plane = ControlPlane::start().await?;
+    // Whoever reads the line below may interrupt at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let (kubectl, kubeconfig) = (control_plane.kubectl(), control_plane.kubeconfig());
     eprintln!("Ready after {:.1} s; Ctrl-C ends it.", started.elapsed().as_secs_f32());
     println!("{} --kubeconfig {}", kubectl.display(), kubeconfig.display());
-    tokio::signal::ctrl_c().await?;
+    interrupt.recv().await;
     control_plane.shutdown().await
 }
