@@ -325,6 +325,11 @@ async fn every_bad_object_stops_itself_and_no_other() {
         assert!(is_logged, "{name} is not in the log");
     }
 
+    // Events are written after the statuses, one by one.
+    for name in &names {
+        stage.told(name, "InvalidSpec").await;
+    }
+
     // Two refreshes of the good one, and nothing about the others meanwhile.
     let at_rest = stage.mark();
     let already = stage.grants_of("good");

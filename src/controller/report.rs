@@ -137,19 +137,19 @@ impl Context {
         tracing::warn!(namespace = %owner.namespace, name = %owner.name, reason = Reason::InvalidSpec.as_str(), "the object cannot be read");
         let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, wall_clock());
         match apply::patch_status(client, &owner.namespace, &owner.name, &patch).await {
-            Err(error) if error.is_not_found() => Ok(Action::await_change()),
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => return Ok(Action::await_change()),
             Err(error) if error.is_refusal() => {
                 tracing::warn!(namespace = %owner.namespace, name = %owner.name, %error, "nor can its status be written: the API server cannot check it against its rules");
-                self.shared.settings.notices.put(Notice {
-                    owner,
-                    is_warning: true,
-                    reason: Reason::InvalidSpec.as_str(),
-                    note: status::UNREADABLE.to_owned(),
-                });
-                Ok(Action::await_change())
             }
-            Err(error) => Err(error),
-            Ok(_) => Ok(Action::await_change()),
+            Err(error) => return Err(error),
         }
+        self.shared.settings.notices.put(Notice {
+            owner,
+            is_warning: true,
+            reason: Reason::InvalidSpec.as_str(),
+            note: status::UNREADABLE.to_owned(),
+        });
+        Ok(Action::await_change())
     }
 }
