@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::caches::{Caches, Guarded, ObjectKey};
+use crate::clock::Clock;
 use crate::crd::MoneyGoCredential;
 use crate::digest::DigestKey;
 use crate::error::Error;
@@ -59,17 +60,12 @@ const OWNER_REFUSED_FOR: SignedDuration = SignedDuration::from_hours(1);
 /// The longest wait between two attempts to get the key of the digests.
 const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
-/// The wall clock. The only place that reads it: everything else is given the time.
-#[expect(clippy::disallowed_methods, reason = "this is that place")]
-#[must_use]
-pub fn wall_clock() -> Timestamp {
-    Timestamp::now()
-}
-
 /// What the controller works with.
 pub struct Settings {
     /// For the API server. Its retries are off.
     pub client: Client,
+    /// The clocks.
+    pub clock: Clock,
     /// Namespaces to watch; every one where empty.
     pub namespaces: Vec<String>,
     /// Objects to watch; every one where unset.
@@ -361,6 +357,10 @@ impl Context {
         self.shared.memories.with(&key_of(owner), &owner.uid, f)
     }
 
+    fn now(&self) -> Timestamp {
+        self.shared.settings.clock.now()
+    }
+
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {
         self.shared.settings.grants.admit(&key_of(&o.owner), plan::urgency(o))
     }
@@ -370,9 +370,9 @@ fn key_of(owner: &Owner) -> ObjectKey {
     ObjectKey::new(&owner.namespace, &owner.name)
 }
 
-fn requeue_at(at: Option<Timestamp>) -> Action {
+fn requeue_at(at: Option<Timestamp>, now: Timestamp) -> Action {
     at.map_or_else(Action::await_change, |at| {
-        let wait = at.duration_since(wall_clock()).max(SignedDuration::ZERO);
+        let wait = at.duration_since(now).max(SignedDuration::ZERO);
         Action::requeue(Duration::try_from(wait).unwrap_or_default().min(LONGEST_SLEEP))
     })
 }

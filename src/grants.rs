@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::token::{ClientCredentials, Grant, TokenClient, TokenError};
 
 /// The first wait between two probes of an endpoint that is down.
@@ -51,7 +52,7 @@ pub enum Blame {
 pub struct Grants<K> {
     client: TokenClient,
     limits: Limits,
-    clock: fn() -> Timestamp,
+    clock: Clock,
     state: Mutex<State<K>>,
     changed: Notify,
 }
@@ -104,9 +105,9 @@ pub struct Permit<K: Clone + Ord + Hash> {
 }
 
 impl<K: Clone + Ord + Hash> Grants<K> {
-    /// An empty queue before `client`. `clock` is the wall clock.
+    /// An empty queue before `client`.
     #[must_use]
-    pub fn new(client: TokenClient, limits: Limits, clock: fn() -> Timestamp) -> Arc<Self> {
+    pub fn new(client: TokenClient, limits: Limits, clock: Clock) -> Arc<Self> {
         let health = Health { failing: HashMap::new(), last_answer: None, outage: None, recovered_at: None };
         let state = State {
             queue: BTreeSet::new(),
@@ -204,14 +205,14 @@ impl<K: Clone + Ord + Hash> Grants<K> {
 
     fn answered(&self, key: &K) {
         let mut state = self.state();
-        if state.health.answered(key, (self.clock)()) {
+        if state.health.answered(key, self.clock.now()) {
             // Everyone who waits goes on at once, at the limiter's pace.
             self.changed.notify_one();
         }
     }
 
     fn failed(&self, key: &K) -> Blame {
-        self.state().health.failed(key, (self.clock)())
+        self.state().health.failed(key, self.clock.now())
     }
 }
 

@@ -18,8 +18,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio::time::{self, Instant};
+use tokio::time;
 use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Moment};
 
 /// The shortest lease duration: below it, two slow calls to the API server lose the lease.
 pub const DURATION_MIN: Duration = Duration::from_secs(3);
@@ -94,28 +96,6 @@ impl LeaseConfig {
 
     fn duration_secs(&self) -> i32 {
         i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX)
-    }
-}
-
-/// A point on the two clocks that no one sets: one stops while the machine is suspended, the other does not.
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    monotonic: Instant,
-    boot: Duration,
-}
-
-impl Moment {
-    fn now() -> Self {
-        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let secs = u64::try_from(boot.tv_sec).unwrap_or_default();
-        let nanos = u32::try_from(boot.tv_nsec).unwrap_or_default();
-        Self { monotonic: Instant::now(), boot: Duration::new(secs, nanos) }
-    }
-
-    /// The longer of what the two clocks say.
-    fn since(self, earlier: Self) -> Duration {
-        let monotonic = self.monotonic.saturating_duration_since(earlier.monotonic);
-        monotonic.max(self.boot.saturating_sub(earlier.boot))
     }
 }
 
@@ -205,6 +185,7 @@ fn released(before: &LeaseSpec, wall: Timestamp) -> LeaseSpec {
 pub struct Leadership(Arc<Term>);
 
 struct Term {
+    clock: Clock,
     length: Option<Duration>,
     /// The start of the last write that took or kept the lease; none while not leading.
     renewed: Mutex<Option<Moment>>,
@@ -215,18 +196,18 @@ impl Leadership {
     /// For a process that runs without an election: it always leads.
     #[must_use]
     pub fn always() -> Self {
-        Self::new(None, true)
+        Self::new(Clock::SYSTEM, None, true)
     }
 
-    fn new(length: Option<Duration>, leading: bool) -> Self {
-        Self(Arc::new(Term { length, renewed: Mutex::new(None), leading: watch::Sender::new(leading) }))
+    fn new(clock: Clock, length: Option<Duration>, leading: bool) -> Self {
+        Self(Arc::new(Term { clock, length, renewed: Mutex::new(None), leading: watch::Sender::new(leading) }))
     }
 
     /// Whether this process leads now: the lease was renewed less than a renew deadline ago, by every clock.
     /// Ask right before each act that only a leader may start.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        self.0.length.is_none() || self.remaining(Moment::now()).is_some()
+        self.0.length.is_none() || self.remaining(self.0.clock.moment()).is_some()
     }
 
     /// Tells of each change: true when leadership is acquired (time to look at everything), false when it is seen
@@ -264,13 +245,14 @@ impl fmt::Debug for Leadership {
     }
 }
 
-/// Stands for election. Nothing happens until [`Election::run`] is polled. `wall` gives the times that
-/// the record shows to people; no decision rests on them.
+/// Stands for election. Nothing happens until [`Election::run`] is polled. The wall clock gives
+/// the times that the record shows to people; no decision rests on them.
 #[must_use]
-pub fn elect(client: Client, config: LeaseConfig, wall: fn() -> Timestamp) -> (Leadership, Election) {
-    let leadership = Leadership::new(Some(config.renew_deadline()), false);
+pub fn elect(client: Client, config: LeaseConfig, clock: Clock) -> (Leadership, Election) {
+    let leadership = Leadership::new(clock, Some(config.renew_deadline()), false);
     let leases = Api::namespaced(client, &config.namespace);
-    let election = Election { leases, config, wall, leadership: leadership.clone(), observed: None, reported: None };
+    let election =
+        Election { leases, config, clock, leadership: leadership.clone(), observed: None, reported: None, pauses: 0 };
     (leadership, election)
 }
 
@@ -278,10 +260,12 @@ pub fn elect(client: Client, config: LeaseConfig, wall: fn() -> Timestamp) -> (L
 pub struct Election {
     leases: Api<Lease>,
     config: LeaseConfig,
-    wall: fn() -> Timestamp,
+    clock: Clock,
     leadership: Leadership,
     observed: Option<Observed>,
     reported: Option<Report>,
+    /// Waits for another's lease so far.
+    pauses: u64,
 }
 
 /// What was last logged, so that only changes are.
@@ -353,17 +337,18 @@ impl Election {
     }
 
     /// Until the next attempt, but not beyond the end of our own term.
-    fn pause(&self) -> Duration {
+    fn pause(&mut self) -> Duration {
         let retry = self.config.retry_period();
-        match self.leadership.remaining(Moment::now()) {
-            Some(left) => retry.min(left),
-            None => retry.mul_f64(1.0 + JITTER_FACTOR * random_fraction()),
+        if let Some(left) = self.leadership.remaining(self.clock.moment()) {
+            return retry.min(left);
         }
+        self.pauses += 1;
+        retry.mul_f64(1.0 + JITTER_FACTOR * spread(&self.config.identity, self.pauses))
     }
 
     /// One attempt to acquire or to renew; ends with our own term at the latest.
     async fn attempt(&mut self) -> Result<(), Failure> {
-        let limit = self.leadership.remaining(Moment::now()).unwrap_or_else(|| self.config.renew_deadline());
+        let limit = self.leadership.remaining(self.clock.moment()).unwrap_or_else(|| self.config.renew_deadline());
         time::timeout(limit, self.try_acquire_or_renew()).await.unwrap_or(Err(Failure::Timeout(limit)))
     }
 
@@ -377,7 +362,7 @@ impl Election {
         let Some(observed) = self.look().await? else {
             return self.hold(None).await;
         };
-        match decide(&observed, &self.config, Moment::now()) {
+        match decide(&observed, &self.config, self.clock.moment()) {
             Step::Acquire | Step::Renew => self.hold(Some(observed)).await,
             Step::Wait => {
                 self.leadership.end();
@@ -390,17 +375,17 @@ impl Election {
     async fn look(&mut self) -> Result<Option<Observed>, Failure> {
         let found = self.bounded(self.leases.get_opt(&self.config.name)).await?;
         let before = self.observed.take();
-        self.observed = found.map(|lease| observe(before, lease, Moment::now()));
+        self.observed = found.map(|lease| observe(before, lease, self.clock.moment()));
         Ok(self.observed.clone())
     }
 
     /// Writes the record that makes the lease ours, on the condition that nobody wrote since `observed`.
     async fn hold(&mut self, observed: Option<Observed>) -> Result<(), Failure> {
-        let begun = Moment::now();
+        let begun = self.clock.moment();
         let mut lease = observed.map_or_else(|| self.new_lease(), |observed| observed.lease);
-        lease.spec = Some(held(lease.spec.as_ref(), &self.config, (self.wall)()));
+        lease.spec = Some(held(lease.spec.as_ref(), &self.config, self.clock.now()));
         let lease = self.write(&lease).await?;
-        self.observed = Some(Observed { lease, since: Moment::now() });
+        self.observed = Some(Observed { lease, since: self.clock.moment() });
         self.leadership.extend(begun);
         Ok(())
     }
@@ -449,7 +434,7 @@ impl Election {
         let Some(spec) = lease.spec.filter(|spec| spec.holder_identity.as_ref() == Some(&self.config.identity)) else {
             return Ok(false);
         };
-        lease.spec = Some(released(&spec, (self.wall)()));
+        lease.spec = Some(released(&spec, self.clock.now()));
         self.write(&lease).await.map(|_| true)
     }
 
@@ -478,10 +463,11 @@ impl Election {
     }
 }
 
-/// From 0 to 1. A failing source of randomness only costs the spread.
-fn random_fraction() -> f64 {
-    let random = ring::rand::generate::<[u8; 4]>(&ring::rand::SystemRandom::new());
-    random.map_or(0.5, |bytes| f64::from(u32::from_le_bytes(bytes.expose())) / f64::from(u32::MAX))
+/// From 0 to 1, as good as random: no two candidates have the same identity.
+fn spread(identity: &str, pauses: u64) -> f64 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{identity} {pauses}").as_bytes());
+    let bytes = digest.as_ref().first_chunk().copied().unwrap_or_default();
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]
@@ -493,6 +479,7 @@ mod tests {
     use serde_json::{Value, json};
     use std::convert::Infallible;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use tokio::time::Instant;
 
     const WALL: &str = "2026-01-02T03:04:05Z";
 
@@ -550,7 +537,7 @@ mod tests {
 
     #[test]
     fn anothers_lease_is_waited_for_by_local_time() {
-        let (me, start) = (config("me"), Moment::now());
+        let (me, start) = (config("me"), Clock::SYSTEM.moment());
         let other = held_by("other", Some(15), start);
         assert_eq!(decide(&other, &me, at(start, 14, 14)), Step::Wait);
         assert_eq!(decide(&other, &me, at(start, 15, 15)), Step::Acquire);
@@ -561,7 +548,7 @@ mod tests {
 
     #[test]
     fn a_record_without_a_sane_duration_is_waited_for_as_ours() {
-        let (me, start) = (config("me"), Moment::now());
+        let (me, start) = (config("me"), Clock::SYSTEM.moment());
         for duration in [None, Some(0), Some(-1)] {
             let other = held_by("other", duration, start);
             assert_eq!(decide(&other, &me, at(start, 14, 14)), Step::Wait);
@@ -573,7 +560,7 @@ mod tests {
 
     #[test]
     fn a_free_lease_is_acquired_and_ours_renewed() {
-        let (me, start) = (config("me"), Moment::now());
+        let (me, start) = (config("me"), Clock::SYSTEM.moment());
         assert_eq!(decide(&held_by("", Some(1), start), &me, start), Step::Acquire);
         let no_spec = Observed { lease: Lease::default(), since: start };
         assert_eq!(decide(&no_spec, &me, start), Step::Acquire);
@@ -582,7 +569,7 @@ mod tests {
 
     #[test]
     fn only_a_changed_record_counts_as_a_sign_of_life() {
-        let start = Moment::now();
+        let start = Clock::SYSTEM.moment();
         let before = held_by("other", Some(15), start);
         let later = at(start, 5, 5);
         let mut labelled = before.lease.clone();
@@ -611,8 +598,8 @@ mod tests {
 
     #[test]
     fn leadership_is_a_deadline_on_both_clocks() {
-        let leadership = Leadership::new(Some(Duration::from_secs(10)), false);
-        let start = Moment::now();
+        let leadership = Leadership::new(Clock::SYSTEM, Some(Duration::from_secs(10)), false);
+        let start = Clock::SYSTEM.moment();
         assert!(leadership.remaining(start).is_none());
         leadership.extend(start);
         assert_eq!(leadership.remaining(at(start, 4, 0)), Some(Duration::from_secs(6)));
@@ -704,7 +691,7 @@ mod tests {
 
     impl Candidate {
         fn start(store: &SharedStore, identity: &str) -> Self {
-            let (leadership, election) = elect(client(store), config(identity), ticking);
+            let (leadership, election) = elect(client(store), config(identity), Clock::new(ticking, || Duration::ZERO));
             let shutdown = CancellationToken::new();
             let running = tokio::spawn(election.run(shutdown.clone()));
             Self { leadership, shutdown, running }

@@ -17,6 +17,7 @@
 //! | [`caches`] | what the watches have shown, folded | requests, decisions |
 //! | [`memory`] | what this process alone remembers of an object | anything that must survive it |
 //! | [`events`] | Kubernetes events, best effort | decisions |
+//! | [`clock`] | the clocks | timers (tokio's) |
 //! | [`controller`] | where the others meet: observe → plan → mint → apply → report | rules of its own |
 //! | [`error`] | what a call of the API server can end in | errors of the token endpoint ([`token::TokenError`]) |
 //! | [`telemetry`] | logs, metrics, probes | secrets |
@@ -26,13 +27,14 @@
 //!
 //! # Invariants
 //!
-//! - The wall clock is read in [`controller::wall_clock`] alone; `clippy.toml` forbids it elsewhere.
+//! - The wall clock is read in [`clock`] alone; `clippy.toml` forbids it elsewhere.
 //! - A target is written only after it was read for the purpose, and conditionally on that very version.
 //! - A token that was issued is in [`memory`] until the write that stores it has succeeded.
 //! - No type that holds a secret shows it in `Debug`, and no error carries text of a response.
 
 pub mod apply;
 pub mod caches;
+pub mod clock;
 pub mod controller;
 pub mod crd;
 pub mod digest;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
-use moneygo_operator::controller::{self, Settings, wall_clock};
+use moneygo_operator::clock::Clock;
+use moneygo_operator::controller::{self, Settings};
 use moneygo_operator::events::{self, Notices};
 use moneygo_operator::grants::{Grants, Limits};
 use moneygo_operator::lease::{self, Leadership, LeaseConfig};
@@ -122,7 +123,7 @@ fn settings(
         ca_file: args.token_ca_file.clone(),
         timeout: args.token_timeout,
     };
-    let token_client = TokenClient::new(&endpoint, wall_clock)?;
+    let token_client = TokenClient::new(&endpoint, Clock::SYSTEM)?;
     let concurrency = u16::try_from(args.token_concurrency.get()).unwrap_or(u16::MAX);
     let limits = Limits {
         per_second: args.token_requests_per_second,
@@ -131,10 +132,11 @@ fn settings(
     let own_namespace = args.leader_elect_namespace.clone().or_else(|| cluster.namespace.clone());
     Ok(Settings {
         client: cluster.client.clone(),
+        clock: Clock::SYSTEM,
         namespaces: args.watch_namespace.clone(),
         label_selector: args.label_selector.clone(),
         own_namespace,
-        grants: Grants::new(token_client, limits, wall_clock),
+        grants: Grants::new(token_client, limits, Clock::SYSTEM),
         token_concurrency: concurrency,
         leadership,
         metrics,
@@ -152,7 +154,7 @@ fn stand_for_election(args: &Args, cluster: &Cluster) -> anyhow::Result<(Leaders
     )?;
     let (name, duration) = (&args.leader_elect_lease_name, args.leader_elect_lease_duration);
     let config = LeaseConfig::new(namespace, name, identity()?, duration)?;
-    let (leadership, election) = lease::elect(cluster.client.clone(), config, wall_clock);
+    let (leadership, election) = lease::elect(cluster.client.clone(), config, Clock::SYSTEM);
     Ok((leadership, Some(election)))
 }
 

@@ -19,13 +19,15 @@ use std::{
     time::Duration,
 };
 
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue};
 use hyper::body::Bytes;
-use jiff::Timestamp;
-use reqwest::{Certificate, Client, ClientBuilder, Response, Url, redirect, retry};
+use reqwest::{Certificate, Client, ClientBuilder, Method, Request, Response, Url, redirect, retry};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
+use tower::{BoxError, Layer, Service, ServiceExt as _, util::BoxCloneSyncService};
+
+use crate::clock::Clock;
 
 pub use answer::read_answer;
 pub use error::{BadResponse, CaFileProblem, ConfigError, OAuthError, TokenError, Unavailability};
@@ -163,13 +165,16 @@ pub struct TokenClientConfig {
     pub timeout: Duration,
 }
 
+/// What a request goes through: reqwest's client, and what [`TokenClient::layered`] put around it.
+pub type Transport = BoxCloneSyncService<Request, Response, BoxError>;
+
 /// Asks Money-Go for tokens, over HTTP/1.1 and a small pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct TokenClient {
-    http: Client,
+    transport: Transport,
     url: Url,
     timeout: Duration,
-    clock: fn() -> Timestamp,
+    clock: Clock,
 }
 
 /// The request's body (Money-Go's documentation: JSON, unlike RFC 6749's form).
@@ -190,7 +195,7 @@ impl TokenClient {
     ///
     /// # Errors
     /// When the configuration cannot work: see [`ConfigError`].
-    pub fn new(config: &TokenClientConfig, clock: fn() -> Timestamp) -> Result<Self, ConfigError> {
+    pub fn new(config: &TokenClientConfig, clock: Clock) -> Result<Self, ConfigError> {
         let url = parse_url(&config.url, config.allow_insecure)?;
         if config.timeout.is_zero() || config.timeout > MAX_TIMEOUT {
             return Err(ConfigError::Timeout);
@@ -200,7 +205,20 @@ impl TokenClient {
         let builder = restrict(Client::builder(), config.timeout);
         let builder = if is_loopback(&url) { builder.no_proxy() } else { builder };
         let http = trust(builder, &url, config.ca_file.as_deref())?;
-        Ok(Self { http, url, timeout: config.timeout, clock })
+        let transport = BoxCloneSyncService::new(http.map_err(BoxError::from));
+        Ok(Self { transport, url, timeout: config.timeout, clock })
+    }
+
+    /// Puts a layer around the transport. The deadline of an exchange covers it, too.
+    #[must_use]
+    pub fn layered<L>(mut self, layer: &L) -> Self
+    where
+        L: Layer<Transport>,
+        L::Service:
+            Service<Request, Response = Response, Error = BoxError, Future: Send> + Clone + Send + Sync + 'static,
+    {
+        self.transport = BoxCloneSyncService::new(layer.layer(self.transport));
+        self
     }
 
     /// Asks for one token. Dropping the future may lose a token that was just issued.
@@ -224,19 +242,17 @@ impl TokenClient {
                 Ok(()) => {}
             }
         }
-        read_answer(status, response.headers(), &body, (self.clock)())
+        read_answer(status, response.headers(), &body, self.clock.now())
     }
 
     async fn send(&self, credentials: &ClientCredentials, scope: &str) -> Result<Response, Unavailability> {
-        self.http
-            .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, "application/json")
-            .header(ACCEPT_ENCODING, "identity")
-            .body(request_body(credentials, scope))
-            .send()
-            .await
-            .map_err(|error| classify(&error))
+        let mut request = Request::new(Method::POST, self.url.clone());
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        *request.body_mut() = Some(request_body(credentials, scope).into());
+        self.transport.clone().oneshot(request).await.map_err(|error| classify(error.as_ref()))
     }
 }
 
@@ -334,8 +350,8 @@ fn unavailable(status: Option<u16>, cause: Unavailability) -> TokenError {
 }
 
 /// What a transport error means. Its text is not used: it holds the URL.
-fn classify(error: &reqwest::Error) -> Unavailability {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+fn classify(error: &(dyn Error + 'static)) -> Unavailability {
+    let mut cause = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref() {
             Some(rustls::Error::InvalidCertificate(_)) => return Unavailability::Certificate,
@@ -347,9 +363,9 @@ fn classify(error: &reqwest::Error) -> Unavailability {
         }
         cause = next_cause(error);
     }
-    match error {
-        _ if error.is_timeout() => Unavailability::Timeout,
-        _ if error.is_connect() => Unavailability::Connect,
+    match error.downcast_ref::<reqwest::Error>() {
+        Some(error) if error.is_timeout() => Unavailability::Timeout,
+        Some(error) if error.is_connect() => Unavailability::Connect,
         _ => Unavailability::Interrupted,
     }
 }

@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 
 use super::observe::held_facts;
-use super::{Context, LAST_ATTEMPTS, Sight, key_of, wall_clock};
+use super::{Context, LAST_ATTEMPTS, Sight, key_of};
 use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
@@ -39,15 +39,15 @@ impl Context {
         }
         self.remember(&o.owner, |memory| match cause.allowance() {
             Allowed::Always => {}
-            Allowed::AsReplacement => memory.replacements.take(wall_clock()),
-            Allowed::AsChange => memory.changes.take(wall_clock()),
+            Allowed::AsReplacement => memory.replacements.take(self.now()),
+            Allowed::AsChange => memory.changes.take(self.now()),
         });
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, cause = cause.as_str(), "asking for a token");
-        let (asked_at, started) = (wall_clock(), std::time::Instant::now());
+        let (asked_at, started) = (self.now(), std::time::Instant::now());
         let answer = permit.request(&credentials, &spec.scope).await;
         let result = answer.as_ref().map_or_else(|(error, _)| failure_reason(error), |_| Reason::Succeeded);
         self.shared.settings.metrics.token_request(result.as_str(), started.elapsed().as_secs_f64());
-        o.now = wall_clock();
+        o.now = self.now();
         match answer {
             Err((error, blame)) => self.attempt_failed(o, &error, blame).await,
             Ok(grant) => {

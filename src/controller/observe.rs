@@ -2,7 +2,7 @@
 
 use kube::ResourceExt as _;
 
-use super::{Context, Sight, wall_clock};
+use super::{Context, Sight};
 use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
@@ -15,7 +15,7 @@ use crate::status;
 
 impl Context {
     pub(super) fn observe(&self, credential: &MoneyGoCredential) -> Observed {
-        let now = wall_clock();
+        let now = self.now();
         let requested = credential.annotations().get(annotation::REFRESH_REQUESTED).cloned();
         let owner = Owner {
             namespace: credential.namespace().unwrap_or_default(),
@@ -114,7 +114,7 @@ impl Context {
 
     pub(super) fn take_in(&self, o: &mut Observed, spec: &Resolved, sight: &Sight) {
         let key = self.shared.digest_key();
-        o.now = wall_clock();
+        o.now = self.now();
         o.live = true;
         o.target = sight.target.as_ref().map_or(Target::Missing, |secret| {
             let facts = Facts::of(&secret.metadata);

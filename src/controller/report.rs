@@ -8,7 +8,7 @@ use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
 
 use super::observe::newest_version;
-use super::{Context, WAITS_BEFORE_REPORT, key_of, requeue_at, wall_clock};
+use super::{Context, WAITS_BEFORE_REPORT, key_of, requeue_at};
 use crate::apply;
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
@@ -60,7 +60,7 @@ impl Context {
                 Err(error) => return Err(error),
             }
         }
-        Ok(requeue_at(again_at))
+        Ok(requeue_at(again_at, self.now()))
     }
 
     /// One line and one event for each change of what a condition says; none for a retry that fails the same way.
@@ -110,7 +110,7 @@ impl Context {
         let ends = was_ready && report.ready.state != State::True;
         let report_at = schedule::add(since, WAITS_BEFORE_REPORT);
         if !ends && o.now < report_at {
-            return Ok(requeue_at(Some(report_at)));
+            return Ok(requeue_at(Some(report_at), self.now()));
         }
         self.report(&mut o, *report, again_at).await
     }
@@ -135,7 +135,7 @@ impl Context {
             return Ok(Action::await_change());
         }
         tracing::warn!(namespace = %owner.namespace, name = %owner.name, reason = Reason::InvalidSpec.as_str(), "the object cannot be read");
-        let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, wall_clock());
+        let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, self.now());
         match apply::patch_status(client, &owner.namespace, &owner.name, &patch).await {
             Ok(_) => {}
             Err(error) if error.is_not_found() => return Ok(Action::await_change()),

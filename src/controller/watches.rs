@@ -12,9 +12,10 @@ use kube::runtime::reflector;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource as _};
 
-use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, wall_clock};
+use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared};
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
+use crate::clock::Moment;
 use crate::crd::annotation;
 use crate::digest::DigestKey;
 use crate::error::Error;
@@ -225,12 +226,13 @@ pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Cont
 /// Compares the clocks, and looks at everything again after a jump: timers follow the monotonic clock, which stands still
 /// while the machine is suspended and knows nothing of a wall clock that is set.
 pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
-    let mut before = Clocks::read();
+    let clock = shared.settings.clock;
+    let mut before = (clock.now(), clock.moment());
     loop {
         shared.settings.probes.beat();
         tokio::time::sleep(HEARTBEAT).await;
-        let now = Clocks::read();
-        if now.jumped_since(before) {
+        let now = (clock.now(), clock.moment());
+        if is_jump(before, now) {
             tracing::info!("a clock jumped: looking at everything again");
             call_everyone(&contexts);
         }
@@ -238,26 +240,10 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Clocks {
-    wall: Timestamp,
-    boot: SignedDuration,
-    monotonic: SignedDuration,
-}
-
-impl Clocks {
-    pub(super) fn read() -> Self {
-        use rustix::time::{ClockId, clock_gettime};
-        let read = |clock| {
-            let time = clock_gettime(clock);
-            SignedDuration::new(time.tv_sec, i32::try_from(time.tv_nsec).unwrap_or(0))
-        };
-        Self { wall: wall_clock(), boot: read(ClockId::Boottime), monotonic: read(ClockId::Monotonic) }
-    }
-
-    pub(super) fn jumped_since(self, before: Self) -> bool {
-        let monotonic = self.monotonic - before.monotonic;
-        let of = |passed: SignedDuration| (passed - monotonic).abs() > JUMP;
-        of(self.wall.duration_since(before.wall)) || of(self.boot - before.boot)
-    }
+/// Whether the wall clock or the boot clock went by another length than the clock of the timers.
+fn is_jump((wall_before, before): (Timestamp, Moment), (wall, now): (Timestamp, Moment)) -> bool {
+    let signed = |length: Duration| SignedDuration::try_from(length).unwrap_or(SignedDuration::MAX);
+    let monotonic = signed(now.monotonic.saturating_duration_since(before.monotonic));
+    let boot = signed(now.boot.saturating_sub(before.boot));
+    [wall.duration_since(wall_before), boot].into_iter().any(|passed| passed.saturating_sub(monotonic).abs() > JUMP)
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
 
 use super::mint::life_in_target;
-use super::{Context, OWNER_REFUSED_FOR, Sight, wall_clock};
+use super::{Context, OWNER_REFUSED_FOR, Sight};
 use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
@@ -66,7 +66,7 @@ impl Context {
         };
         let issue = self.restamped(o, issue, &sight, &spec);
         let content = Content { token: token.expose(), issue: &issue };
-        self.remember(&o.owner, |memory| memory.mends.take(wall_clock()));
+        self.remember(&o.owner, |memory| memory.mends.take(self.now()));
         let written = match self.write(o, &spec, content, sight.target.as_ref()).await {
             Ok(written) => written,
             Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
@@ -124,7 +124,7 @@ impl Context {
 
     pub(super) fn owner_refused(&self, o: &Observed) {
         self.remember(&o.owner, |memory| {
-            memory.owner_refused_until = Some(schedule::add(wall_clock(), OWNER_REFUSED_FOR));
+            memory.owner_refused_until = Some(schedule::add(self.now(), OWNER_REFUSED_FOR));
         });
         let note = "the API server refuses to change the Secret's owner, so that it will not be deleted with this object: give the operator `delete` on Secrets, or set target.deletionPolicy to Retain";
         tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, reason = "OwnerRefused", "{note}");

@@ -4,6 +4,7 @@ use fake_moneygo::{FakeMoneyGo, Script};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::*;
+use crate::clock::Clock;
 use crate::schedule::add;
 use crate::token::{TokenClientConfig, Unavailability};
 
@@ -31,7 +32,7 @@ fn wall() -> Timestamp {
 fn token_client(url: &str) -> TokenClient {
     let timeout = Duration::from_secs(20);
     let config = TokenClientConfig { url: url.to_owned(), allow_insecure: false, ca_file: None, timeout };
-    TokenClient::new(&config, wall).unwrap()
+    TokenClient::new(&config, Clock::new(wall, || Duration::ZERO)).unwrap()
 }
 
 fn limits(per_second: f64, concurrency: u32) -> Limits {
@@ -48,7 +49,7 @@ struct Queue {
 impl Queue {
     fn at(url: &str, limits: Limits) -> Self {
         wall();
-        let grants = Grants::new(token_client(url), limits, wall);
+        let grants = Grants::new(token_client(url), limits, Clock::new(wall, || Duration::ZERO));
         let (call, calls) = mpsc::unbounded_channel();
         let queue = Arc::clone(&grants);
         let running = tokio::spawn(async move { queue.run(|key| _ = call.send(*key)).await });

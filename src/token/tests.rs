@@ -21,6 +21,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use jiff::Timestamp;
+
 use super::*;
 
 const SECRET: &str = "canary-secret";
@@ -35,6 +37,10 @@ fn now() -> Timestamp {
     Timestamp::from_second(NOW_SECS).unwrap()
 }
 
+fn clock() -> Clock {
+    Clock::new(now, || Duration::ZERO)
+}
+
 fn credentials() -> ClientCredentials {
     ClientCredentials::new(CLIENT.to_owned(), SECRET.to_owned())
 }
@@ -44,11 +50,11 @@ fn config(url: &str) -> TokenClientConfig {
 }
 
 fn client(url: &str) -> TokenClient {
-    TokenClient::new(&config(url), now).unwrap()
+    TokenClient::new(&config(url), clock()).unwrap()
 }
 
 fn config_error(config: &TokenClientConfig) -> ConfigError {
-    TokenClient::new(config, now).err().expect("a configuration that cannot work")
+    TokenClient::new(config, clock()).err().expect("a configuration that cannot work")
 }
 
 /// What is compared of an outcome; a grant's token in the clear.
@@ -576,7 +582,7 @@ async fn served<S: Future<Output = ()> + Send + 'static>(
         read_request(&mut stream).await;
         serve(stream).await;
     });
-    let client = TokenClient::new(&TokenClientConfig { timeout, ..config(&url) }, now).unwrap();
+    let client = TokenClient::new(&TokenClientConfig { timeout, ..config(&url) }, clock()).unwrap();
     let result = time::timeout(PATIENCE, client.request(&credentials(), "api")).await.expect("an end");
     assert_tells_nothing("served", &result);
     server.abort();
@@ -771,7 +777,7 @@ async fn does_not_retry() {
 async fn request_as_a_child() {
     if let Ok(url) = env::var("TOKEN_URL_OF_CHILD") {
         let config = TokenClientConfig { allow_insecure: true, ..config(&url) };
-        let _ = TokenClient::new(&config, now).unwrap().request(&credentials(), "api").await;
+        let _ = TokenClient::new(&config, clock()).unwrap().request(&credentials(), "api").await;
     }
 }
 
@@ -869,7 +875,7 @@ async fn exchange_over_tls(server_ca: &Ca, name: &str, trusted: &Ca) -> Result<G
     });
     let ca_file = TempFile::new(trusted.pem());
     let config = TokenClientConfig { ca_file: Some(ca_file.0.clone()), ..config(&url.replace("http:", "https:")) };
-    let result = TokenClient::new(&config, now).unwrap().request(&credentials(), "api").await;
+    let result = TokenClient::new(&config, clock()).unwrap().request(&credentials(), "api").await;
     assert_tells_nothing(name, &result);
     time::timeout(PATIENCE, server).await.expect("an end").unwrap();
     result
@@ -895,7 +901,7 @@ async fn tells_https_to_a_server_without_tls() {
     let (listener, url) = listen().await;
     let ca_file = TempFile::new(certificate_authority().pem());
     let config = TokenClientConfig { ca_file: Some(ca_file.0.clone()), ..config(&url.replace("http:", "https:")) };
-    let client = TokenClient::new(&config, now).unwrap();
+    let client = TokenClient::new(&config, clock()).unwrap();
     let server = async {
         let mut stream = accept(&listener).await;
         let mut hello = [0; 64];
@@ -986,5 +992,5 @@ fn bounds_the_deadline() {
     let with = |timeout| TokenClientConfig { timeout, ..config("http://localhost/token") };
     assert_eq!(config_error(&with(Duration::ZERO)), ConfigError::Timeout);
     assert_eq!(config_error(&with(Duration::MAX)), ConfigError::Timeout);
-    assert!(TokenClient::new(&with(MAX_TIMEOUT), now).is_ok());
+    assert!(TokenClient::new(&with(MAX_TIMEOUT), clock()).is_ok());
 }
