@@ -1,0 +1,88 @@
+//! `cargo xtask faults`.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Parser, ValueEnum};
+use moneygo_faults::matrix::{self, Share};
+use moneygo_faults::tally::Tally;
+use moneygo_faults::world::World;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Every fault at every request, in every state
+    Matrix,
+    /// Every fault at every event of a watch, in every state
+    Events,
+}
+
+#[derive(Parser)]
+#[command(name = "cargo xtask faults", about = "Injects faults into the operator on a real API server, and judges what is left")]
+struct Arguments {
+    /// What is run; everything where unset
+    parts: Vec<Part>,
+    /// Run what a violation named, and nothing else
+    #[arg(long)]
+    replay: Option<String>,
+    /// Run one of this many cells
+    #[arg(long, default_value_t = 1)]
+    one_of: usize,
+    /// What chooses cells and draws what is random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How many cells are run at the same time
+    #[arg(long, default_value_t = 24)]
+    parallel: usize,
+    /// With --replay: print what the operator logged
+    #[arg(long)]
+    logs: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(&arguments)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let world = World::start().await?;
+    let result = match &arguments.replay {
+        Some(replay) => play_again(&world, replay).await,
+        None => play(&world, arguments).await,
+    };
+    if arguments.logs {
+        moneygo_faults::canary::log_about("").iter().for_each(|line| println!("{line}"));
+    }
+    world.end().await?;
+    result
+}
+
+async fn play_again(world: &World, replay: &str) -> anyhow::Result<()> {
+    matrix::replay(world, &replay.parse()?).await?;
+    println!("no violation");
+    Ok(())
+}
+
+async fn play(world: &World, arguments: &Arguments) -> anyhow::Result<()> {
+    let is_wanted = |part| arguments.parts.is_empty() || arguments.parts.contains(&part);
+    let share = Share { parallel: arguments.parallel, one_of: arguments.one_of.max(1), seed: arguments.seed };
+    let mut tallies: Vec<Tally> = Vec::new();
+    if is_wanted(Part::Matrix) {
+        tallies.push(matrix::run(world, false, share).await?);
+    }
+    if is_wanted(Part::Events) {
+        tallies.push(matrix::run(world, true, share).await?);
+    }
+    tallies.iter().for_each(|tally| println!("{tally}"));
+    if tallies.iter().any(|tally| tally.violations() > 0) {
+        bail!("there are violations");
+    }
+    Ok(())
+}
