@@ -244,7 +244,9 @@ impl Cell<'_> {
     ) -> anyhow::Result<()> {
         let started = Instant::now();
         loop {
-            let is_quiet = replica.reconciles() > 0 && replica.interposer.quiet().is_some_and(|for_| for_ > quiet);
+            // Where there is nothing to reconcile, none is waited for.
+            let has_looked = replica.reconciles() > 0 || self.scene.borrow().objects.is_empty();
+            let is_quiet = has_looked && replica.interposer.quiet().is_some_and(|for_| for_ > quiet);
             let verdict = if is_quiet { holds(&self.scene()) } else { Err("it is not quiet".to_owned()) };
             match verdict {
                 Ok(()) => return Ok(()),
@@ -264,7 +266,8 @@ impl Cell<'_> {
         let credentials = object
             .and_then(|object| object.data["spec"]["credentialsRef"]["name"].as_str())
             .and_then(|credentials| scene.secrets.get(credentials));
-        let tokens: BTreeSet<String> = self.grants(name).into_iter().map(|grant| grant.token).collect();
+        let other = self.grants(&format!("{name}-other"));
+        let tokens: BTreeSet<String> = self.grants(name).into_iter().chain(other).map(|grant| grant.token).collect();
         json!({
             "object": object.map(|object| picture_of_object(object, credentials.map(AsRef::as_ref))),
             "target": scene.secrets.get(target_name).map(|secret| {

@@ -284,7 +284,8 @@ impl Interposer {
         self.state().stream_faults.push((at, fault));
     }
 
-    /// Does something between a request and its end: before it is sent, or before its answer is handed on.
+    /// Does something, once, between a request and its end: before it is sent, or before its answer is handed on. The 0th of a
+    /// kind is the first that is sent.
     pub fn intervene(&self, at: Point, moment: Moment, what: impl Future<Output = ()> + Send + 'static) {
         self.state().interventions.push((at, moment, what.boxed()));
     }
@@ -375,11 +376,13 @@ impl Interposer {
     /// Takes note of a call and decides on it.
     fn judge(&self, call: &Call) -> (Point, Verdict) {
         self.change(|state| {
-            state.last_activity = Some(Instant::now());
+            if !is_of_the_lease(&call.what) {
+                state.last_activity = Some(Instant::now());
+            }
             let count = state.counts.entry(call.what.clone()).or_default();
             *count += 1;
             let point = Point::new(&call.what, *count);
-            if !call.what.starts_with("watch ") && !call.what.starts_with("list ") {
+            if !call.what.starts_with("watch ") && !call.what.starts_with("list ") && !is_of_the_lease(&call.what) {
                 state.seen.push(Seen { point: point.clone(), status: None });
             }
             if self.is_dead() {
@@ -417,7 +420,8 @@ impl Interposer {
 
     fn intervention(&self, point: &Point, moment: Moment) -> Option<Intervention> {
         let mut state = self.state();
-        let index = state.interventions.iter().position(|(at, when, _)| at == point && *when == moment)?;
+        let is_it = |at: &Point| at.what == point.what && (at.nth == 0 || at.nth == point.nth);
+        let index = state.interventions.iter().position(|(at, when, _)| is_it(at) && *when == moment)?;
         Some(state.interventions.remove(index).2)
     }
 
@@ -488,7 +492,8 @@ impl Interposer {
     ) -> Result<T, BoxError> {
         let (tell, told) = oneshot::channel();
         let this = self.clone();
-        self.change(|state| state.in_flight += 1);
+        let counts = usize::from(!is_of_the_lease(&point.what));
+        self.change(|state| state.in_flight += counts);
         self.0.harness.spawn(async move {
             if let Some(first) = this.intervention(&point, Moment::Before) {
                 first.await;
@@ -501,8 +506,10 @@ impl Interposer {
                 this.kill();
             }
             this.change(|state| {
-                state.in_flight -= 1;
-                state.last_activity = Some(Instant::now());
+                state.in_flight -= counts;
+                if counts > 0 {
+                    state.last_activity = Some(Instant::now());
+                }
                 if let Some(seen) = state.seen.iter_mut().find(|seen| seen.point == point) {
                     seen.status = result.as_ref().ok().map(status);
                 }
@@ -556,6 +563,11 @@ impl Interposer {
         }
         cut != Some(Cut::Refused)
     }
+}
+
+/// Renewing it goes on for ever, and is no sign that anything is still to be done.
+fn is_of_the_lease(what: &str) -> bool {
+    what.contains("leases")
 }
 
 fn refusal(status: u16) -> Response<Body> {

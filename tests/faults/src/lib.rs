@@ -10,6 +10,8 @@
 //! | [`cell`] | a namespace for one scenario, and its picture without times and tokens |
 //! | [`scenario`] | every state of an object, and what is to come of it |
 //! | [`matrix`] | every fault at every request, and at every event, in every state |
+//! | [`failover`] | two replicas, the leader stopped or cut off at a request |
+//! | [`random`] | draws that a seed decides |
 //! | [`canary`] | secrets where none may be |
 //! | [`tally`] | the counts |
 //!
@@ -17,8 +19,10 @@
 
 pub mod canary;
 pub mod cell;
+pub mod failover;
 pub mod interposer;
 pub mod matrix;
+pub mod random;
 pub mod replica;
 pub mod scenario;
 pub mod stream;

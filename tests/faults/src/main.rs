@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
+use moneygo_faults::failover;
 use moneygo_faults::matrix::{self, Share};
 use moneygo_faults::tally::Tally;
 use moneygo_faults::world::World;
@@ -14,6 +15,8 @@ enum Part {
     Matrix,
     /// Every fault at every event of a watch, in every state
     Events,
+    /// Two replicas, the leader stopped or cut off at every request
+    Failovers,
 }
 
 #[derive(Parser)]
@@ -33,6 +36,12 @@ struct Arguments {
     /// How many cells are run at the same time
     #[arg(long, default_value_t = 24)]
     parallel: usize,
+    /// How many failovers are run
+    #[arg(long, default_value_t = 1000)]
+    rounds: usize,
+    /// How many pairs of replicas run at the same time
+    #[arg(long, default_value_t = 32)]
+    pairs: usize,
     /// With --replay: print what the operator logged
     #[arg(long)]
     logs: bool,
@@ -65,7 +74,10 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn play_again(world: &World, replay: &str) -> anyhow::Result<()> {
-    matrix::replay(world, &replay.parse()?).await?;
+    match replay.split(':').next() {
+        Some("failovers") => failover::replay(world, &replay.parse()?).await?,
+        _ => matrix::replay(world, &replay.parse()?).await?,
+    }
     println!("no violation");
     Ok(())
 }
@@ -79,6 +91,9 @@ async fn play(world: &World, arguments: &Arguments) -> anyhow::Result<()> {
     }
     if is_wanted(Part::Events) {
         tallies.push(matrix::run(world, true, share).await?);
+    }
+    if is_wanted(Part::Failovers) {
+        tallies.push(failover::run(world, arguments.rounds, arguments.pairs, arguments.seed).await?);
     }
     tallies.iter().for_each(|tally| println!("{tally}"));
     if tallies.iter().any(|tally| tally.violations() > 0) {

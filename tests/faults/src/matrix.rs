@@ -18,7 +18,7 @@ use crate::world::{Provider, Scene, World};
 
 /// For what should take less than a second; an endpoint that failed is asked again after five, and a machine may be busy.
 const LIMIT: Duration = Duration::from_secs(45);
-/// After a run without a fault, so that nothing is missed that comes late.
+/// Where something may come late: without a fault, and before the operator tries again what failed.
 const LONG_QUIET: Duration = Duration::from_millis(600);
 
 /// What is injected into a run.
@@ -116,9 +116,16 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
     if let Injection::Request(_, Fault::Crash(_)) = plot.injection {
         replica = crash_and_start_again(&cell, replica, scenario).await?;
     }
-    let quiet = if reference.is_some() { QUIET } else { LONG_QUIET };
+    let quiet = match &plot.injection {
+        Injection::None | Injection::Request(_, Fault::Lose | Fault::Answer(_)) => LONG_QUIET,
+        _ => QUIET,
+    };
     let holds = |scene: &Scene| {
         scenario.check(scene)?;
+        // What is about to be done again after a pause leaves no trace but this.
+        if !scenario.ends_in_flight() && cell.grants(NAME).len() < before + scenario.expected().grants {
+            return Err("a grant is missing".to_owned());
+        }
         if let Some(reference) = reference
             && let Some(difference) = difference(&reference.picture, &cell.picture(scene, NAME))
         {
@@ -145,7 +152,7 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
 fn arrange_end(cell: &Cell<'_>, interposer: &Interposer) {
     let (scenes, namespace) = (cell.world.scenes.clone(), cell.namespace.clone());
     let admin = cell.world.admin.clone();
-    interposer.intervene(Point::new(TOKEN, 1), Moment::Unanswered, async move {
+    interposer.intervene(Point::new(TOKEN, 0), Moment::Unanswered, async move {
         let deleted = delete(admin, &namespace, scenes).await;
         if let Err(error) = deleted {
             tracing::warn!("{error:#}");
