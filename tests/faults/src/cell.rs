@@ -347,7 +347,7 @@ fn picture_of_object(object: &DynamicObject, credentials: Option<&Secret>) -> Va
         "conditions": conditions,
         "lifetime": lifetime_secs(&status["issuedAt"], &status["expiresAt"]),
         "refreshAt": status["refreshAt"].is_string(),
-        "failedAttempts": status["failedAttempts"],
+        "failing": status["failedAttempts"].is_number(),
         "nextAttemptAt": status["nextAttemptAt"].is_string(),
         "lastHandledRefresh": status["lastHandledRefresh"],
         "credentials": if observed.is_null() { json!(null) } else { json!(is_current) },

@@ -11,6 +11,8 @@
 //! | [`scenario`] | every state of an object, and what is to come of it |
 //! | [`matrix`] | every fault at every request, and at every event, in every state |
 //! | [`failover`] | two replicas, the leader stopped or cut off at a request |
+//! | [`edits`] | sequences of edits of the spec |
+//! | [`outages`] | servers that are away, writes that are refused, an endpoint that wants to be left alone |
 //! | [`random`] | draws that a seed decides |
 //! | [`canary`] | secrets where none may be |
 //! | [`tally`] | the counts |
@@ -19,9 +21,11 @@
 
 pub mod canary;
 pub mod cell;
+pub mod edits;
 pub mod failover;
 pub mod interposer;
 pub mod matrix;
+pub mod outages;
 pub mod random;
 pub mod replica;
 pub mod scenario;

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
-use moneygo_faults::failover;
 use moneygo_faults::matrix::{self, Share};
 use moneygo_faults::tally::Tally;
 use moneygo_faults::world::World;
+use moneygo_faults::{edits, failover, outages};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -17,6 +17,10 @@ enum Part {
     Events,
     /// Two replicas, the leader stopped or cut off at every request
     Failovers,
+    /// Sequences of edits, against a fresh object with the last spec
+    Edits,
+    /// The API server and its store away, writes refused, 429 in every form
+    Outages,
 }
 
 #[derive(Parser)]
@@ -42,6 +46,9 @@ struct Arguments {
     /// How many pairs of replicas run at the same time
     #[arg(long, default_value_t = 32)]
     pairs: usize,
+    /// How many sequences of edits are run
+    #[arg(long, default_value_t = 1000)]
+    sequences: usize,
     /// With --replay: print what the operator logged
     #[arg(long)]
     logs: bool,
@@ -75,6 +82,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 async fn play_again(world: &World, replay: &str) -> anyhow::Result<()> {
     match replay.split(':').next() {
+        Some("edits") => edits::replay(world, replay.parse()?).await?,
+        Some("outages") => outages::replay(world, &replay.parse()?).await?,
         Some("failovers") => failover::replay(world, &replay.parse()?).await?,
         _ => matrix::replay(world, &replay.parse()?).await?,
     }
@@ -94,6 +103,12 @@ async fn play(world: &World, arguments: &Arguments) -> anyhow::Result<()> {
     }
     if is_wanted(Part::Failovers) {
         tallies.push(failover::run(world, arguments.rounds, arguments.pairs, arguments.seed).await?);
+    }
+    if is_wanted(Part::Edits) {
+        tallies.push(edits::run(world, arguments.sequences, 128, arguments.seed).await?);
+    }
+    if is_wanted(Part::Outages) {
+        tallies.push(outages::run(world, true, arguments.parallel).await?);
     }
     tallies.iter().for_each(|tally| println!("{tally}"));
     if tallies.iter().any(|tally| tally.violations() > 0) {
