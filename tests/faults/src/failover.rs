@@ -233,6 +233,7 @@ impl<'w> Pair<'w> {
             let issued: BTreeSet<String> = self.cell.grants(name).into_iter().skip(before).map(|one| one.token).collect();
             let orphans = issued.difference(&stored).count();
             ensure!(orphans <= ORPHANS, "{orphans} tokens of {name} were lost");
+            self.cell.check_history(&scene, name, name)?;
             result.orphans += orphans;
             result.most_orphans = result.most_orphans.max(orphans);
         }
@@ -253,7 +254,12 @@ impl<'w> Pair<'w> {
             return self.cell.set_up(Clock::new(twenty_five_days_ago, boot), Some(OFF)).await;
         }
         let replicas: Vec<&Replica> = self.replicas.iter().collect();
-        self.settled(&replicas, names, LIMIT).await
+        self.settled(&replicas, names, LIMIT).await?;
+        for name in names {
+            let grants = self.cell.grants(name).len();
+            ensure!(grants == 1, "{grants} grants for {name}, though nobody was replaced");
+        }
+        Ok(())
     }
 
     async fn pull(&self, trigger: Trigger, name: &str) -> anyhow::Result<()> {

@@ -102,6 +102,8 @@ pub enum Fault {
     Answer(u16),
     /// The request is held for this long, then sent.
     Hold(Duration),
+    /// The request is committed, and its answer arrives this much later.
+    Late(Duration),
 }
 
 impl fmt::Display for Fault {
@@ -119,6 +121,7 @@ impl fmt::Display for Fault {
             Self::Lose => f.write_str("lose"),
             Self::Answer(status) => write!(f, "answer-{status}"),
             Self::Hold(time) => write!(f, "hold-{}", time.as_millis()),
+            Self::Late(time) => write!(f, "late-{}", time.as_millis()),
         }
     }
 }
@@ -142,6 +145,7 @@ impl FromStr for Fault {
             "lose" => Self::Lose,
             "answer" => Self::Answer(rest.parse()?),
             "hold" => Self::Hold(Duration::from_millis(rest.parse()?)),
+            "late" => Self::Late(Duration::from_millis(rest.parse()?)),
             _ => bail!("no fault: {text}"),
         })
     }
@@ -499,6 +503,9 @@ impl Interposer {
                 first.await;
             }
             let result = send.await;
+            if let Some(Fault::Late(time)) = fault {
+                tokio::time::sleep(time).await;
+            }
             if let Some(then) = this.intervention(&point, Moment::Unanswered) {
                 then.await;
             }

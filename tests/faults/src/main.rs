@@ -49,6 +49,9 @@ struct Arguments {
     /// How many sequences of edits are run
     #[arg(long, default_value_t = 1000)]
     sequences: usize,
+    /// After how many violations the rest of the matrix or of the events is not run
+    #[arg(long, default_value_t = usize::MAX)]
+    stop_after: usize,
     /// With --replay: print what the operator logged
     #[arg(long)]
     logs: bool,
@@ -93,7 +96,12 @@ async fn play_again(world: &World, replay: &str) -> anyhow::Result<()> {
 
 async fn play(world: &World, arguments: &Arguments) -> anyhow::Result<()> {
     let is_wanted = |part| arguments.parts.is_empty() || arguments.parts.contains(&part);
-    let share = Share { parallel: arguments.parallel, one_of: arguments.one_of.max(1), seed: arguments.seed };
+    let share = Share {
+        parallel: arguments.parallel.max(1),
+        one_of: arguments.one_of.max(1),
+        seed: arguments.seed,
+        stop_after: arguments.stop_after,
+    };
     let mut tallies: Vec<Tally> = Vec::new();
     if is_wanted(Part::Matrix) {
         tallies.push(matrix::run(world, false, share).await?);

@@ -92,20 +92,21 @@ struct Outcome {
 /// Plays one run to its end, and checks what holds whatever was injected.
 async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyhow::Result<Outcome> {
     let scenario = plot.scenario;
-    let cell = scenario.prepare(world, Provider::Revoking).await?;
+    let live = plot.live && scenario.may_be_live();
+    let cell = scenario.prepare(world, Provider::Revoking, live).await?;
     let before = cell.grants(NAME).len();
     let interposer = Interposer::new(world.admin.clone());
-    if !plot.live {
+    if !live {
         scenario.change(&cell).await?;
     }
     if scenario.ends_in_flight() {
         arrange_end(&cell, &interposer);
     }
-    if !plot.live {
+    if !live {
         arm(&interposer, &plot.injection);
     }
     let mut replica = Replica::start(interposer.clone(), cell.config())?;
-    if plot.live {
+    if live {
         if !scenario.ends_in_flight() {
             cell.settle(&replica, QUIET, LIMIT, |_| Ok(())).await.context("at rest")?;
             interposer.restart_count();
@@ -143,6 +144,9 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
     let orphans = grants.iter().filter(|grant| !stored.contains(&grant.token)).count();
     if scenario.is_foreign() {
         ensure!(stored.iter().eq(["kept"]), "a foreign Secret was touched");
+    }
+    if !scenario.is_foreign() {
+        cell.check_history(&scene, NAME, TARGET)?;
     }
     let picture = cell.picture(&scene, NAME);
     Ok(Outcome { picture, requests, events, grants: grants.len(), orphans, reached })
@@ -240,6 +244,9 @@ fn faults_of(point: &Point) -> Vec<Fault> {
         Fault::Lose,
         Fault::Hold(Duration::from_millis(300)),
     ];
+    if point.what == TOKEN {
+        faults.push(Fault::Late(Duration::from_millis(1500)));
+    }
     let refusals: &[u16] = match point.what.split(' ').next() {
         _ if point.what == TOKEN => &[503],
         Some("get") => &[500],
@@ -286,6 +293,8 @@ pub struct Share {
     pub one_of: usize,
     /// What it is chosen by.
     pub seed: u64,
+    /// After how many violations the rest is not run any more.
+    pub stop_after: usize,
 }
 
 /// Plays requests or events of every scenario.
@@ -325,6 +334,10 @@ pub async fn run(world: &World, live: bool, share: Share) -> anyhow::Result<Tall
         match result {
             Ok(reached) => unreached += usize::from(!reached),
             Err(error) => tally.violation(&plot.to_string(), &format!("{error:#}")),
+        }
+        if tally.violations() >= share.stop_after {
+            tally.note("stopped early".to_owned());
+            break;
         }
     }
     tally.note(format!("{unreached} points not reached"));

@@ -344,7 +344,10 @@ pub async fn run(world: &World, with_servers: bool, parallel: usize) -> anyhow::
     let mut take = |outage: &Outage, result: anyhow::Result<Duration>| {
         tally.count();
         match result {
-            Ok(took) => longest = longest.max(took),
+            Ok(took) => {
+                println!("  {outage}: recovered within {:.1} s", took.as_secs_f64());
+                longest = longest.max(took);
+            }
             Err(error) => tally.violation(&outage.to_string(), &format!("{error:#}")),
         }
     };

@@ -129,8 +129,10 @@ impl Scenario {
     }
 
     /// By how much the operator's clock was behind that brought it about: the token is that much older now.
-    fn clock_of_the_past(self) -> Clock {
+    fn clock_of_the_past(self, live: bool) -> Clock {
         match self {
+            // A token that is due is replaced before anything changes.
+            Self::Suspended | Self::Deleted if live => Clock::SYSTEM,
             Self::Due | Self::Refused | Self::Suspended | Self::Deleted | Self::DeletedInFlight | Self::RetainedInFlight => {
                 Clock::new(|| days_ago(25), boot)
             }
@@ -144,11 +146,17 @@ impl Scenario {
         !matches!(self, Self::New | Self::Conflicting | Self::Adopted)
     }
 
-    /// The scene in which it begins: an object at rest, or none.
+    /// Whether the change can be made under a running operator: the endpoint's mind must be made up before.
+    #[must_use]
+    pub fn may_be_live(self) -> bool {
+        self != Self::Refused
+    }
+
+    /// The scene in which it begins: an object at rest, or none. `live`: the change is made under a running operator.
     ///
     /// # Errors
     /// Where it cannot be set.
-    pub async fn prepare(self, world: &World, provider: Provider) -> anyhow::Result<Cell<'_>> {
+    pub async fn prepare(self, world: &World, provider: Provider, live: bool) -> anyhow::Result<Cell<'_>> {
         let cell = Cell::open(world, provider).await?;
         if self.is_foreign() || self == Self::Adopted {
             cell.apply_secret(&foreign(self == Self::Adopted)).await?;
@@ -161,7 +169,7 @@ impl Scenario {
             cell.moneygo().set_secret(&cell.client_of(NAME), "another");
             cell.run_until_refused().await?;
         } else {
-            cell.set_up(self.clock_of_the_past(), None).await?;
+            cell.set_up(self.clock_of_the_past(live), None).await?;
         }
         Ok(cell)
     }

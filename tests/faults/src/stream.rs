@@ -31,7 +31,7 @@ pub enum StreamFault {
     Drop,
     /// It arrives twice.
     Duplicate,
-    /// It arrives once more after the one that follows it: an older state after a newer one.
+    /// It and the one that follows arrive, then both once more: the watch goes back in time, as after a change of API servers.
     Replay,
     /// It and all that follow on this watch arrive later, so that the other watches are ahead.
     Delay,
@@ -146,8 +146,8 @@ impl Watch {
 
     fn hand_on(&mut self, line: Bytes) -> bool {
         let earlier = if is_change(&line) { self.again.pop_front() } else { None };
-        let went = self.sender.send(line).is_ok();
-        went && earlier.is_none_or(|earlier| self.sender.send(earlier).is_ok())
+        let went = self.sender.send(line.clone()).is_ok();
+        went && earlier.is_none_or(|earlier| self.sender.send(earlier).is_ok() && self.sender.send(line).is_ok())
     }
 }
 

@@ -9,15 +9,16 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, bail};
 use fake_moneygo::{FakeMoneyGo, Mode};
 use futures::{Stream, StreamExt as _};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::DynamicObject;
+use kube::api::{DynamicObject, ObjectMeta};
 use kube::core::ApiResource;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::WatchStreamExt as _;
 use kube::{Api, Client, ResourceExt as _};
 use moneygo_controlplane::ControlPlane;
-use moneygo_operator::crd::MoneyGoCredential;
+use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use tokio::sync::watch;
 
 use crate::canary;
@@ -87,8 +88,23 @@ pub struct Sighting {
     pub at: SystemTime,
     /// Whose.
     pub name: String,
+    /// Its `resourceVersion`, which is the store's revision: those of Secrets and of objects are of one order.
+    pub revision: u64,
     /// What stood under each key.
     pub values: Vec<String>,
+    /// When its token was issued and when it expires, by its annotations.
+    pub life: Option<(Timestamp, Timestamp)>,
+}
+
+/// An object that said it was Ready.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Whose.
+    pub name: String,
+    /// Its `resourceVersion`.
+    pub revision: u64,
+    /// When the token was issued of which it said so.
+    pub issued: Timestamp,
 }
 
 /// What there is in a namespace.
@@ -100,6 +116,36 @@ pub struct Scene {
     pub secrets: BTreeMap<String, Arc<Secret>>,
     /// Every state of a Secret that was ever seen.
     pub history: Arc<Vec<Sighting>>,
+    /// Every version of an object that said it was Ready.
+    pub claims: Arc<Vec<Claim>>,
+}
+
+fn revision(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+impl Sighting {
+    fn of(secret: &Secret) -> Self {
+        let time = |key: &str| secret.annotations().get(key).and_then(|text| text.parse().ok());
+        let values = secret.data.iter().flatten();
+        Self {
+            at: now(),
+            name: secret.name_any(),
+            revision: revision(&secret.metadata),
+            values: values.map(|(_, value)| String::from_utf8_lossy(&value.0).into_owned()).collect(),
+            life: time(annotation::ISSUED_AT).zip(time(annotation::EXPIRES_AT)),
+        }
+    }
+}
+
+impl Claim {
+    fn of(object: &DynamicObject) -> Option<Self> {
+        let status = &object.data["status"];
+        let ready = status["conditions"].as_array()?.iter().find(|one| one["type"] == "Ready")?;
+        (ready["status"] == "True").then_some(())?;
+        let issued = status["issuedAt"].as_str()?.parse().ok()?;
+        Some(Self { name: object.name_any(), revision: revision(&object.metadata), issued })
+    }
 }
 
 /// The scenes of all namespaces, as they change.
@@ -128,6 +174,7 @@ impl Scenes {
             Event::InitApply(object) | Event::Apply(object) => {
                 self.with(&object.namespace().unwrap_or_default(), |scene| {
                     scene.send_modify(|scene| {
+                        Arc::make_mut(&mut scene.claims).extend(Claim::of(&object));
                         scene.objects.insert(object.name_any(), Arc::new(object.clone()));
                     });
                 });
@@ -146,10 +193,7 @@ impl Scenes {
             Event::InitApply(secret) | Event::Apply(secret) => {
                 self.with(&secret.namespace().unwrap_or_default(), |scene| {
                     scene.send_modify(|scene| {
-                        let values = secret.data.iter().flatten();
-                        let values = values.map(|(_, value)| String::from_utf8_lossy(&value.0).into_owned()).collect();
-                        let sighting = Sighting { at: now(), name: secret.name_any(), values };
-                        Arc::make_mut(&mut scene.history).push(sighting);
+                        Arc::make_mut(&mut scene.history).push(Sighting::of(&secret));
                         scene.secrets.insert(secret.name_any(), Arc::new(secret.clone()));
                     });
                 });
