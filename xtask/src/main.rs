@@ -8,6 +8,7 @@ mod chart;
 mod ci;
 mod coverage;
 mod demo;
+mod faults;
 mod generate;
 mod terminal;
 mod test;
@@ -35,6 +36,12 @@ enum Command {
     },
     /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
     Ci,
+    /// Inject faults at every request, in every state, on a real API server: matrix, events, failovers, edits, outages
+    Faults {
+        /// What is run (everything where unset), and its options: see `cargo xtask faults -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
@@ -50,6 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => return demo::run(&options),
         Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
         Command::Ci => ci::run(),
+        Command::Faults { arguments } => faults::run(&arguments),
         Command::Coverage => coverage::run(),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),

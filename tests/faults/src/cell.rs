@@ -26,6 +26,7 @@ pub const QUIET: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A namespace of its own, and clients of its own at a provider.
+#[derive(Clone)]
 pub struct Cell<'w> {
     /// What it stands in.
     pub world: &'w World,
@@ -35,9 +36,15 @@ pub struct Cell<'w> {
     scene: watch::Receiver<Scene>,
 }
 
-impl Drop for Cell<'_> {
-    fn drop(&mut self) {
-        self.world.scenes.forget(&self.namespace);
+/// A kept connection that the server closes as a request is sent says nothing about the operator.
+async fn again<T, F: Future<Output = kube::Result<T>>>(call: impl Fn() -> F) -> kube::Result<T> {
+    let mut left = 5;
+    loop {
+        match call().await {
+            Err(kube::Error::Service(_) | kube::Error::HyperError(_)) if left > 0 => left -= 1,
+            result => return result,
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -54,9 +61,16 @@ impl<'w> Cell<'w> {
     pub async fn open(world: &'w World, provider: Provider) -> anyhow::Result<Self> {
         let metadata = ObjectMeta { generate_name: Some("cell-".to_owned()), ..ObjectMeta::default() };
         let namespace = Namespace { metadata, ..Namespace::default() };
-        let namespace = Api::all(world.admin.clone()).create(&PostParams::default(), &namespace).await?.name_any();
+        let namespace =
+            again(|| async { Api::all(world.admin.clone()).create(&PostParams::default(), &namespace).await }).await?;
+        let namespace = namespace.name_any();
         let scene = world.scenes.of(&namespace);
         Ok(Self { world, namespace, provider, scene })
+    }
+
+    /// Is not looked at any more.
+    pub fn close(self) {
+        self.world.scenes.forget(&self.namespace);
     }
 
     /// The stand-in that its clients are known to.
@@ -135,7 +149,7 @@ impl Cell<'_> {
     /// Where the API server refuses.
     pub async fn apply_secret(&self, secret: &Secret) -> anyhow::Result<()> {
         let params = PatchParams::apply("test").force();
-        self.secrets().patch(&secret.name_any(), &params, &Patch::Apply(secret)).await?;
+        again(|| async { self.secrets().patch(&secret.name_any(), &params, &Patch::Apply(secret)).await }).await?;
         Ok(())
     }
 
@@ -152,8 +166,11 @@ impl Cell<'_> {
             "apiVersion": "money-go.com/v1alpha1", "kind": "MoneyGoCredential",
             "metadata": {"name": name, "labels": labels}, "spec": spec,
         }))?;
-        self.objects().create(&PostParams::default(), &object).await.context("an object is created")?;
-        Ok(())
+        match again(|| async { self.objects().create(&PostParams::default(), &object).await }).await {
+            // The first attempt went through, and its answer was lost.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            created => created.map(drop).context("an object is created"),
+        }
     }
 
     /// A merge patch of an object.
@@ -162,7 +179,7 @@ impl Cell<'_> {
     /// Where the API server refuses.
     pub async fn patch(&self, name: &str, patch: Value) -> anyhow::Result<()> {
         let params = PatchParams { field_manager: Some("test".to_owned()), ..PatchParams::default() };
-        self.objects().patch(name, &params, &Patch::Merge(patch)).await?;
+        again(|| async { self.objects().patch(name, &params, &Patch::Merge(&patch)).await }).await?;
         Ok(())
     }
 
@@ -172,7 +189,7 @@ impl Cell<'_> {
     /// Where the API server refuses.
     pub async fn patch_secret(&self, name: &str, patch: Value) -> anyhow::Result<()> {
         let params = PatchParams { field_manager: Some("test".to_owned()), ..PatchParams::default() };
-        self.secrets().patch(name, &params, &Patch::Merge(patch)).await?;
+        again(|| async { self.secrets().patch(name, &params, &Patch::Merge(&patch)).await }).await?;
         Ok(())
     }
 
@@ -182,11 +199,12 @@ impl Cell<'_> {
     /// Where the API server refuses.
     pub async fn delete(&self, name: &str) -> anyhow::Result<()> {
         self.objects().delete(name, &DeleteParams::default()).await?;
-        let ended = |scene: &Scene| {
-            scene.objects.get(name).is_none_or(|object| object.metadata.deletion_timestamp.is_some())
-        };
+        let ended =
+            |scene: &Scene| scene.objects.get(name).is_none_or(|object| object.metadata.deletion_timestamp.is_some());
         let mut scene = self.scene.clone();
-        tokio::time::timeout(Duration::from_secs(20), scene.wait_for(ended)).await.context("an object is deleted")??;
+        tokio::time::timeout(Duration::from_secs(20), scene.wait_for(ended))
+            .await
+            .context("an object is deleted")??;
         Ok(())
     }
 
@@ -212,13 +230,16 @@ impl Cell<'_> {
             let scene = self.scene();
             let selected = |object: &&std::sync::Arc<DynamicObject>| {
                 label_selector.is_none_or(|selector| {
-                    selector.split_once('=').is_some_and(|(key, value)| {
-                        object.labels().get(key).is_some_and(|found| found == value)
-                    })
+                    selector
+                        .split_once('=')
+                        .is_some_and(|(key, value)| object.labels().get(key).is_some_and(|found| found == value))
                 })
             };
             let all_ready = scene.objects.values().filter(selected).all(|object| is_ready(object));
-            if all_ready && replica.reconciles() > 0 && replica.interposer.quiet().is_some_and(|quiet| quiet > QUIET / 2) {
+            if all_ready
+                && replica.reconciles() > 0
+                && replica.interposer.quiet().is_some_and(|quiet| quiet > QUIET / 2)
+            {
                 break;
             }
             ensure!(started.elapsed() < Duration::from_secs(60), "the setting up does not get there");
@@ -260,9 +281,7 @@ impl Cell<'_> {
     #[must_use]
     pub fn picture(&self, scene: &Scene, name: &str) -> Value {
         let object = scene.objects.get(name);
-        let target_name = object
-            .and_then(|object| object.data["spec"]["target"]["name"].as_str())
-            .unwrap_or(name);
+        let target_name = object.and_then(|object| object.data["spec"]["target"]["name"].as_str()).unwrap_or(name);
         let credentials = object
             .and_then(|object| object.data["spec"]["credentialsRef"]["name"].as_str())
             .and_then(|credentials| scene.secrets.get(credentials));
@@ -443,7 +462,10 @@ fn picture_of_annotation(
             json!(["current", credentials.and_then(|secret| secret.metadata.uid.as_deref()) == Some(value)])
         }
         annotation::CREDENTIALS_RESOURCE_VERSION => {
-            json!(["current", credentials.and_then(|secret| secret.metadata.resource_version.as_deref()) == Some(value)])
+            json!([
+                "current",
+                credentials.and_then(|secret| secret.metadata.resource_version.as_deref()) == Some(value)
+            ])
         }
         annotation::TOKEN_HMAC | annotation::CREDENTIALS_HMAC => json!("a digest"),
         annotation::ADOPT => json!(["its own", object.is_none_or(|object| object.name_any() == value)]),

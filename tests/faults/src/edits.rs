@@ -54,7 +54,10 @@ struct Field {
 }
 
 const FIELDS: [Field; 11] = [
-    Field { path: &["credentialsRef", "name"], values: |name| vec![json!(format!("{name}-client")), json!(format!("{name}-alt"))] },
+    Field {
+        path: &["credentialsRef", "name"],
+        values: |name| vec![json!(format!("{name}-client")), json!(format!("{name}-alt"))],
+    },
     Field { path: &["credentialsRef", "clientIdKey"], values: |_| vec![Value::Null, json!("id")] },
     Field { path: &["credentialsRef", "clientSecretKey"], values: |_| vec![Value::Null, json!("key")] },
     Field { path: &["scope"], values: |_| vec![Value::Null, json!("api:read"), json!("api:write")] },
@@ -239,10 +242,7 @@ pub async fn run(world: &World, sequences: usize, parallel: usize, seed: u64) ->
     Ok(tally)
 }
 
-async fn play_batch(
-    world: &World,
-    batch: &[Sequence],
-) -> anyhow::Result<Vec<(Sequence, anyhow::Result<usize>)>> {
+async fn play_batch(world: &World, batch: &[Sequence]) -> anyhow::Result<Vec<(Sequence, anyhow::Result<usize>)>> {
     let cell = Cell::open(world, Provider::Independent).await?;
     let replica = Replica::start(Interposer::new(world.admin.clone()), cell.config())?;
     let plays = batch.iter().map(|sequence| async { (*sequence, play(&cell, *sequence).await) });

@@ -174,6 +174,7 @@ struct State {
     interventions: Vec<(Point, Moment, Intervention)>,
     cut: Option<Cut>,
     frozen: bool,
+    caches_frozen_until: Option<Instant>,
     in_flight: usize,
     last_activity: Option<Instant>,
     events: Vec<Point>,
@@ -560,6 +561,30 @@ impl Interposer {
             state.hits += usize::from(fault.is_some());
             fault
         })
+    }
+
+    /// Holds the events of all watches for this long.
+    pub(crate) fn freeze_caches(&self, time: Duration) {
+        self.change(|state| state.caches_frozen_until = Some(Instant::now() + time));
+    }
+
+    /// Waits until the caches stand still no more.
+    pub(crate) async fn caches_thawed(&self) {
+        let until = self.state().caches_frozen_until;
+        let left = until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        if !left.is_zero() {
+            self.hold_event(left).await;
+        }
+    }
+
+    /// Keeps an event back. As long as it is, something is still to come.
+    pub(crate) async fn hold_event(&self, time: Duration) {
+        self.change(|state| state.in_flight += 1);
+        tokio::time::sleep(time).await;
+        self.change(|state| {
+            state.in_flight -= 1;
+            state.last_activity = Some(Instant::now());
+        });
     }
 
     /// Holds a watch's events during a partition. Whether the connection outlived it.

@@ -24,7 +24,10 @@ enum Part {
 }
 
 #[derive(Parser)]
-#[command(name = "cargo xtask faults", about = "Injects faults into the operator on a real API server, and judges what is left")]
+#[command(
+    name = "cargo xtask faults",
+    about = "Injects faults into the operator on a real API server, and judges what is left"
+)]
 struct Arguments {
     /// What is run; everything where unset
     parts: Vec<Part>,

@@ -2,11 +2,14 @@
 //! every watch.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use futures::StreamExt as _;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::cell::{Cell, QUIET, difference};
 use crate::interposer::{Fault, Interposer, Moment, Point, TOKEN};
@@ -20,6 +23,9 @@ use crate::world::{Provider, Scene, World};
 const LIMIT: Duration = Duration::from_secs(45);
 /// Where something may come late: without a fault, and before the operator tries again what failed.
 const LONG_QUIET: Duration = Duration::from_millis(600);
+
+/// Without a request for this long, the one at which to crash is not made.
+const UNREACHED: Duration = Duration::from_secs(3);
 
 /// What is injected into a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,42 +105,48 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
     if !live {
         scenario.change(&cell).await?;
     }
-    if scenario.ends_in_flight() {
-        arrange_end(&cell, &interposer);
-    }
+    let interruption = Interruption::default();
+    let interrupting = interruption.arrange(&cell, &interposer, scenario);
     if !live {
         arm(&interposer, &plot.injection);
     }
     let mut replica = Replica::start(interposer.clone(), cell.config())?;
     if live {
-        if !scenario.ends_in_flight() {
+        if scenario.interrupted_at().is_none() {
             cell.settle(&replica, QUIET, LIMIT, |_| Ok(())).await.context("at rest")?;
             interposer.restart_count();
         }
         arm(&interposer, &plot.injection);
         scenario.change(&cell).await?;
     }
-    if let Injection::Request(_, Fault::Crash(_)) = plot.injection {
-        replica = crash_and_start_again(&cell, replica, scenario).await?;
-    }
-    let quiet = match &plot.injection {
-        Injection::None | Injection::Request(_, Fault::Lose | Fault::Answer(_)) => LONG_QUIET,
-        _ => QUIET,
-    };
-    let holds = |scene: &Scene| {
-        scenario.check(scene)?;
-        // What is about to be done again after a pause leaves no trace but this.
-        if !scenario.ends_in_flight() && cell.grants(NAME).len() < before + scenario.expected().grants {
-            return Err("a grant is missing".to_owned());
+    let running = async {
+        if let Injection::Request(_, Fault::Crash(_)) = plot.injection {
+            replica = crash_and_start_again(&cell, replica, scenario, &interruption).await?;
         }
-        if let Some(reference) = reference
-            && let Some(difference) = difference(&reference.picture, &cell.picture(scene, NAME))
-        {
-            return Err(difference);
-        }
-        if scenario.ends_in_flight() || scenario.is_foreign() { Ok(()) } else { cell.check_alive(scene, TARGET) }
+        let quiet = match &plot.injection {
+            Injection::None | Injection::Request(_, Fault::Lose | Fault::Answer(_)) => LONG_QUIET,
+            _ => QUIET,
+        };
+        let holds = |scene: &Scene| {
+            scenario.check(scene)?;
+            // What is about to be done again after a pause leaves no trace but this.
+            if !scenario.is_cut_short() && cell.grants(NAME).len() < before + scenario.expected().grants {
+                return Err("a grant is missing".to_owned());
+            }
+            if let Some(reference) = reference
+                && let Some(difference) = difference(&reference.picture, &cell.picture(scene, NAME))
+            {
+                return Err(difference);
+            }
+            if scenario.is_cut_short() || scenario.is_foreign() { Ok(()) } else { cell.check_alive(scene, TARGET) }
+        };
+        cell.settle(&replica, quiet, LIMIT, holds).await?;
+        anyhow::Ok(replica)
     };
-    cell.settle(&replica, quiet, LIMIT, holds).await?;
+    let replica = tokio::select! {
+        ended = running => ended?,
+        failed = interrupting => { failed?; bail!("an interruption does not end a run") }
+    };
     let requests = interposer.seen().into_iter().map(|seen| (seen.point, seen.status)).collect();
     let (events, reached) = (interposer.events(), interposer.hits() > 0);
     replica.crash().await;
@@ -142,37 +154,58 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
     let stored = cell.stored(&scene, TARGET);
     let grants = &cell.grants(NAME)[before..];
     let orphans = grants.iter().filter(|grant| !stored.contains(&grant.token)).count();
-    if scenario.is_foreign() {
+    if scenario == Scenario::Conflicting {
         ensure!(stored.iter().eq(["kept"]), "a foreign Secret was touched");
     }
-    if !scenario.is_foreign() {
+    if scenario != Scenario::Conflicting {
         cell.check_history(&scene, NAME, TARGET)?;
     }
     let picture = cell.picture(&scene, NAME);
-    Ok(Outcome { picture, requests, events, grants: grants.len(), orphans, reached })
+    let grants = grants.len();
+    cell.close();
+    Ok(Outcome { picture, requests, events, grants, orphans, reached })
 }
 
-/// The object is deleted once its token was granted, before the answer arrives.
-fn arrange_end(cell: &Cell<'_>, interposer: &Interposer) {
-    let (scenes, namespace) = (cell.world.scenes.clone(), cell.namespace.clone());
-    let admin = cell.world.admin.clone();
-    interposer.intervene(Point::new(TOKEN, 0), Moment::Unanswered, async move {
-        let deleted = delete(admin, &namespace, scenes).await;
-        if let Err(error) = deleted {
-            tracing::warn!("{error:#}");
+/// What happens behind the operator's back, once.
+#[derive(Default)]
+struct Interruption(Arc<AtomicBool>);
+
+impl Interruption {
+    /// At its request. What comes back is to be polled beside the run: the request waits for it.
+    fn arrange<'c>(
+        &self,
+        cell: &'c Cell<'_>,
+        interposer: &Interposer,
+        scenario: Scenario,
+    ) -> impl Future<Output = anyhow::Result<()>> + use<'c> {
+        let (ask, asked) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel::<()>();
+        if let Some((at, moment)) = scenario.interrupted_at() {
+            interposer.intervene(at, moment, async move {
+                let _ = ask.send(());
+                let _ = told.await;
+            });
         }
-    });
-}
+        let done = Arc::clone(&self.0);
+        async move {
+            if asked.await.is_err() {
+                return std::future::pending().await;
+            }
+            if !done.swap(true, Ordering::SeqCst) {
+                scenario.interrupt(cell).await?;
+            }
+            let _ = tell.send(());
+            std::future::pending().await
+        }
+    }
 
-async fn delete(admin: kube::Client, namespace: &str, scenes: crate::world::Scenes) -> anyhow::Result<()> {
-    let resource = kube::core::ApiResource::erase::<moneygo_operator::crd::MoneyGoCredential>(&());
-    let api: kube::Api<kube::api::DynamicObject> = kube::Api::namespaced_with(admin, namespace, &resource);
-    api.delete(NAME, &kube::api::DeleteParams::default()).await?;
-    let mut scene = scenes.of(namespace);
-    tokio::time::timeout(LIMIT, scene.wait_for(|scene| !scene.objects.contains_key(NAME))).await??;
-    // The operator's watch is another one.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    Ok(())
+    /// Where the request was never sent.
+    async fn make_up_for(&self, cell: &Cell<'_>, scenario: Scenario) -> anyhow::Result<()> {
+        if scenario.interrupted_at().is_some() && !self.0.swap(true, Ordering::SeqCst) {
+            scenario.interrupt(cell).await?;
+        }
+        Ok(())
+    }
 }
 
 fn arm(interposer: &Interposer, injection: &Injection) {
@@ -183,17 +216,36 @@ fn arm(interposer: &Interposer, injection: &Injection) {
     }
 }
 
-async fn crash_and_start_again(cell: &Cell<'_>, replica: Replica, scenario: Scenario) -> anyhow::Result<Replica> {
+async fn crash_and_start_again(
+    cell: &Cell<'_>,
+    replica: Replica,
+    scenario: Scenario,
+    interruption: &Interruption,
+) -> anyhow::Result<Replica> {
     let interposer = replica.interposer.clone();
-    ensure!(interposer.hit(LIMIT).await, "the request is never made");
+    if !is_hit(&replica).await? {
+        // Whether a request is made can hang on a uid: by it, refresh times are spread.
+        return Ok(replica);
+    }
     let crashed = tokio::time::timeout(LIMIT, interposer.killed().cancelled_owned()).await;
     crashed.context("the operator does not crash")?;
     replica.crash().await;
     ensure!(interposer.drained(LIMIT).await, "a request goes on for ever");
-    if scenario.ends_in_flight() && cell.scene().objects.contains_key(NAME) {
-        cell.delete(NAME).await?;
-    }
+    interruption.make_up_for(cell, scenario).await?;
     Replica::start(Interposer::new(cell.world.admin.clone()), cell.config())
+}
+
+/// Waits until the fault was injected. Not where the operator has nothing more to do.
+async fn is_hit(replica: &Replica) -> anyhow::Result<bool> {
+    let interposer = &replica.interposer;
+    let started = std::time::Instant::now();
+    while !interposer.hit(Duration::from_millis(100)).await {
+        if replica.reconciles() > 0 && interposer.quiet().is_some_and(|quiet| quiet > UNREACHED) {
+            return Ok(false);
+        }
+        ensure!(started.elapsed() < LIMIT, "the operator neither gets to the request nor ends");
+    }
+    Ok(true)
 }
 
 impl Reference {
@@ -206,7 +258,8 @@ impl Reference {
         let outcome = play(world, &plot, None).await.with_context(|| plot.to_string())?;
         let expected = scenario.expected();
         ensure!(outcome.grants == expected.grants, "{plot}: {} grants, not {}", outcome.grants, expected.grants);
-        ensure!(outcome.orphans == usize::from(scenario == Scenario::DeletedInFlight), "{plot}: {} orphans", outcome.orphans);
+        let lost = usize::from(matches!(scenario, Scenario::DeletedInFlight | Scenario::Usurped));
+        ensure!(outcome.orphans == lost, "{plot}: {} orphans", outcome.orphans);
         let Outcome { picture, requests, events, grants, .. } = outcome;
         Ok(Self { picture, requests, events, grants })
     }
@@ -263,7 +316,7 @@ fn orphans_allowed(plot: &Plot) -> usize {
         Injection::Request(point, Fault::Lose) => point.what == TOKEN,
         _ => false,
     };
-    usize::from(is_fatal || plot.scenario.ends_in_flight())
+    usize::from(is_fatal || plot.scenario.is_cut_short())
 }
 
 /// Plays a cell, and judges it. Whether its point was reached.
@@ -277,7 +330,7 @@ async fn judge(world: &World, plot: &Plot, reference: &Reference) -> anyhow::Res
     let useful = outcome.grants - outcome.orphans;
     ensure!(useful <= reference.grants, "{useful} grants were stored in place of {}", reference.grants);
     ensure!(
-        plot.scenario.ends_in_flight() || useful == reference.grants,
+        plot.scenario.is_cut_short() || useful == reference.grants,
         "{useful} grants were stored in place of {}",
         reference.grants
     );
@@ -313,9 +366,9 @@ pub async fn run(world: &World, live: bool, share: Share) -> anyhow::Result<Tall
     for (scenario, reference) in references {
         match reference {
             Ok(reference) => {
-                let reference = std::sync::Arc::new(reference);
+                let reference = Arc::new(reference);
                 let cells = if live { reference.event_plots(scenario) } else { reference.request_plots(scenario) };
-                plots.extend(cells.into_iter().map(|plot| (plot, std::sync::Arc::clone(&reference))));
+                plots.extend(cells.into_iter().map(|plot| (plot, Arc::clone(&reference))));
             }
             Err(error) => {
                 let plot = Plot { scenario, injection: Injection::None, live };
@@ -324,7 +377,10 @@ pub async fn run(world: &World, live: bool, share: Share) -> anyhow::Result<Tall
         }
     }
     tally.note(format!("{} cells in all", plots.len()));
-    let chosen = plots.into_iter().enumerate().filter(|(index, _)| (*index as u64 + share.seed).is_multiple_of(share.one_of as u64));
+    let chosen = plots
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| (*index as u64 + share.seed).is_multiple_of(share.one_of as u64));
     let mut results = futures::stream::iter(chosen)
         .map(|(_, (plot, reference))| async move { (judge(world, &plot, &reference).await, plot) })
         .buffer_unordered(share.parallel);

@@ -161,7 +161,8 @@ impl Outage {
         let replica = Replica::start(Interposer::new(world.admin.clone()), cell.config())?;
         cell.settle(&replica, QUIET, LIMIT, |scene| all_ready(scene, &names)).await?;
         // The earliest refresh is at six tenths of the life.
-        let oldest = names.iter().filter_map(|name| Some(cell.grants(name).first()?.issued)).min().context("a grant")?;
+        let oldest =
+            names.iter().filter_map(|name| Some(cell.grants(name).first()?.issued)).min().context("a grant")?;
         let due = oldest + SHORT_LIFE.mul_f64(0.58);
         tokio::time::sleep(due.duration_since(now()).unwrap_or_default()).await;
         match self {

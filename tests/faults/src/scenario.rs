@@ -14,6 +14,7 @@ use moneygo_operator::crd::annotation;
 use serde_json::{Value, json};
 
 use crate::cell::{Cell, condition};
+use crate::interposer::{Moment, Point, TOKEN};
 use crate::world::{Provider, Scene, World};
 
 /// The object of every scenario.
@@ -45,6 +46,8 @@ pub enum Scenario {
     Rescoped,
     Rotated,
     Renamed,
+    Interfered,
+    Usurped,
 }
 
 /// What an operator should make of it.
@@ -62,7 +65,7 @@ const VALID: Option<(&str, &str)> = Some(("True", "TokenValid"));
 
 impl Scenario {
     /// Each of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::New,
         Self::Fresh,
         Self::Due,
@@ -83,6 +86,8 @@ impl Scenario {
         Self::Rescoped,
         Self::Rotated,
         Self::Renamed,
+        Self::Interfered,
+        Self::Usurped,
     ];
 
     /// What is to come of it.
@@ -98,10 +103,12 @@ impl Scenario {
             | Self::Adopted
             | Self::Requested
             | Self::Rescoped
-            | Self::Rotated => (VALID, "Succeeded", 1),
+            | Self::Rotated
+            | Self::Interfered => (VALID, "Succeeded", 1),
             Self::Fresh | Self::Stripped | Self::Retained | Self::Renamed | Self::Deleted => (VALID, "Succeeded", 0),
             Self::Refused => (VALID, "InvalidClient", 0),
             Self::Conflicting => (Some(("False", "TargetConflict")), "TargetConflict", 0),
+            Self::Usurped => (Some(("False", "TargetConflict")), "TargetConflict", 1),
             Self::Suspended => (VALID, "Suspended", 0),
             Self::DeletedInFlight | Self::RetainedInFlight => (None, "", 1),
         };
@@ -114,10 +121,47 @@ impl Scenario {
         matches!(self, Self::DeletedInFlight | Self::RetainedInFlight)
     }
 
-    /// Whether its target belongs to someone else.
+    /// Whether what happens leaves no place for a token that is on its way.
+    #[must_use]
+    pub fn is_cut_short(self) -> bool {
+        self.ends_in_flight() || self == Self::Usurped
+    }
+
+    /// Whether its target belongs to someone else in the end.
     #[must_use]
     pub fn is_foreign(self) -> bool {
-        self == Self::Conflicting
+        matches!(self, Self::Conflicting | Self::Usurped)
+    }
+
+    /// At which request something happens behind the operator's back.
+    #[must_use]
+    pub fn interrupted_at(self) -> Option<(Point, Moment)> {
+        match self {
+            Self::DeletedInFlight | Self::RetainedInFlight => Some((Point::new(TOKEN, 0), Moment::Unanswered)),
+            Self::Interfered | Self::Usurped => Some((Point::new(&format!("put secrets/{TARGET}"), 0), Moment::Before)),
+            _ => None,
+        }
+    }
+
+    /// What happens then.
+    ///
+    /// # Errors
+    /// Where the API server refuses.
+    pub async fn interrupt(self, cell: &Cell<'_>) -> anyhow::Result<()> {
+        match self {
+            Self::DeletedInFlight | Self::RetainedInFlight => {
+                cell.delete(NAME).await?;
+                // The operator's watch is another one.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Ok(())
+            }
+            Self::Interfered => cell.patch_secret(TARGET, json!({"stringData": {"theirs": "kept"}})).await,
+            Self::Usurped => {
+                cell.delete_secret(TARGET).await?;
+                cell.apply_secret(&foreign(false)).await
+            }
+            _ => Ok(()),
+        }
     }
 
     fn spec(self) -> Value {
@@ -133,9 +177,13 @@ impl Scenario {
         match self {
             // A token that is due is replaced before anything changes.
             Self::Suspended | Self::Deleted if live => Clock::SYSTEM,
-            Self::Due | Self::Refused | Self::Suspended | Self::Deleted | Self::DeletedInFlight | Self::RetainedInFlight => {
-                Clock::new(|| days_ago(25), boot)
-            }
+            Self::Interfered | Self::Usurped => Clock::new(|| days_ago(25), boot),
+            Self::Due
+            | Self::Refused
+            | Self::Suspended
+            | Self::Deleted
+            | Self::DeletedInFlight
+            | Self::RetainedInFlight => Clock::new(|| days_ago(25), boot),
             Self::Expired => Clock::new(|| days_ago(31), boot),
             _ => Clock::SYSTEM,
         }
@@ -158,7 +206,7 @@ impl Scenario {
     /// Where it cannot be set.
     pub async fn prepare(self, world: &World, provider: Provider, live: bool) -> anyhow::Result<Cell<'_>> {
         let cell = Cell::open(world, provider).await?;
-        if self.is_foreign() || self == Self::Adopted {
+        if matches!(self, Self::Conflicting | Self::Adopted) {
             cell.apply_secret(&foreign(self == Self::Adopted)).await?;
         }
         if !self.has_past() {
@@ -191,7 +239,8 @@ impl Scenario {
                 cell.patch_secret(TARGET, data).await
             }
             Self::Stripped => {
-                let [issued, expires, hmac] = [annotation::ISSUED_AT, annotation::EXPIRES_AT, annotation::CREDENTIALS_HMAC];
+                let [issued, expires, hmac] =
+                    [annotation::ISSUED_AT, annotation::EXPIRES_AT, annotation::CREDENTIALS_HMAC];
                 let stripped = json!({"metadata": {
                     "labels": {"app.kubernetes.io/name": null}, "annotations": {issued: null, expires: null, hmac: null},
                 }});
@@ -213,7 +262,13 @@ impl Scenario {
             }
             Self::Rescoped => cell.patch(NAME, json!({"spec": {"scope": "api:read"}})).await,
             Self::Renamed => cell.patch(NAME, json!({"spec": {"target": {"accessTokenKey": "token"}}})).await,
-            Self::Fresh | Self::Due | Self::Expired | Self::DeletedInFlight | Self::RetainedInFlight => Ok(()),
+            Self::Fresh
+            | Self::Due
+            | Self::Expired
+            | Self::DeletedInFlight
+            | Self::RetainedInFlight
+            | Self::Interfered
+            | Self::Usurped => Ok(()),
         }
     }
 

@@ -21,6 +21,8 @@ type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// How long a cache is behind.
 const BEHIND: Duration = Duration::from_millis(400);
+/// How long all caches stand still.
+const FROZEN: Duration = Duration::from_millis(1500);
 /// How long a dropped event is missing, until the watch is told that its version is too old and lists again.
 const MISSING: Duration = Duration::from_millis(300);
 
@@ -35,6 +37,8 @@ pub enum StreamFault {
     Replay,
     /// It and all that follow on this watch arrive later, so that the other watches are ahead.
     Delay,
+    /// From it on, nothing arrives on any watch for a while.
+    Freeze,
     /// In its place comes 410.
     Gone,
     /// In its place the connection ends.
@@ -43,7 +47,8 @@ pub enum StreamFault {
 
 impl StreamFault {
     /// Each of them.
-    pub const ALL: [Self; 6] = [Self::Drop, Self::Duplicate, Self::Replay, Self::Delay, Self::Gone, Self::Cut];
+    pub const ALL: [Self; 7] =
+        [Self::Drop, Self::Duplicate, Self::Replay, Self::Delay, Self::Freeze, Self::Gone, Self::Cut];
 }
 
 impl fmt::Display for StreamFault {
@@ -53,6 +58,7 @@ impl fmt::Display for StreamFault {
             Self::Duplicate => "duplicate",
             Self::Replay => "replay",
             Self::Delay => "delay",
+            Self::Freeze => "freeze",
             Self::Gone => "gone",
             Self::Cut => "cut",
         })
@@ -118,8 +124,12 @@ impl Watch {
             return self.hand_on(line);
         }
         let fault = self.interposer.event(&self.resource);
+        if fault == Some(StreamFault::Freeze) {
+            self.interposer.freeze_caches(FROZEN);
+        }
+        self.interposer.caches_thawed().await;
         match fault {
-            None => self.hand_on(line),
+            None | Some(StreamFault::Freeze) => self.hand_on(line),
             Some(StreamFault::Duplicate) => self.hand_on(line.clone()) && self.hand_on(line),
             Some(StreamFault::Replay) => {
                 let goes_on = self.hand_on(line.clone());
@@ -127,11 +137,11 @@ impl Watch {
                 goes_on
             }
             Some(StreamFault::Delay) => {
-                tokio::time::sleep(BEHIND).await;
+                self.interposer.hold_event(BEHIND).await;
                 self.hand_on(line)
             }
             Some(StreamFault::Drop) => {
-                tokio::time::sleep(MISSING).await;
+                self.interposer.hold_event(MISSING).await;
                 self.gone()
             }
             Some(StreamFault::Gone) => self.gone(),

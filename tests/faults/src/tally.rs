@@ -56,7 +56,15 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let secs = self.elapsed.as_secs();
-        write!(f, "{}: {} run, {} violations, {} min {} s", self.name, self.runs, self.violations(), secs / 60, secs % 60)?;
+        write!(
+            f,
+            "{}: {} run, {} violations, {} min {} s",
+            self.name,
+            self.runs,
+            self.violations(),
+            secs / 60,
+            secs % 60
+        )?;
         for note in &self.notes {
             write!(f, ", {note}")?;
         }
