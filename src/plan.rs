@@ -509,9 +509,9 @@ fn observed_credentials(o: &Observed) -> Option<Version> {
 
 fn remembered_problem(o: &Observed) -> Option<CredentialsProblem> {
     let refreshed = o.status.conditions.iter().find(|one| one.type_ == ConditionType::Refreshed.as_str())?;
-    match refreshed.reason.as_str() {
-        reason if reason == Reason::CredentialsIncomplete.as_str() => Some(CredentialsProblem::Incomplete),
-        reason if reason == Reason::CredentialsMalformed.as_str() => Some(CredentialsProblem::Malformed),
+    match Reason::of(&refreshed.reason) {
+        Some(Reason::CredentialsIncomplete) => Some(CredentialsProblem::Incomplete),
+        Some(Reason::CredentialsMalformed) => Some(CredentialsProblem::Malformed),
         _ => None,
     }
 }
@@ -697,13 +697,7 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
             "there is no token, and none is asked for while spec.suspend is true",
         );
     }
-    if is_immutable(o) {
-        return immutable();
-    }
-    if let Some(failure) = &o.failure {
-        return Verdict::new(State::False, failure.reason, failure.message.clone());
-    }
-    if let Some(verdict) = overwritten(o, token) {
+    if let Some(verdict) = hindrance(o, token) {
         return verdict;
     }
     if o.outage {
@@ -712,12 +706,17 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
     Verdict::new(State::False, Reason::Pending, "a token is being asked for")
 }
 
-fn immutable() -> Verdict {
-    Verdict::new(
-        State::False,
-        Reason::TargetImmutable,
-        "the target Secret has `immutable: true`, so that no token can be written to it: delete it, and it is made anew",
-    )
+/// What keeps a token from coming, or from being written, whatever the credentials.
+fn hindrance(o: &Observed, token: &Token) -> Option<Verdict> {
+    if is_immutable(o) {
+        return Some(Verdict::new(
+            State::False,
+            Reason::TargetImmutable,
+            "the target Secret has `immutable: true`, so that no token can be written to it: delete it, and it is made anew",
+        ));
+    }
+    let failed = |failure: &Failure| Verdict::new(State::False, failure.reason, failure.message.clone());
+    o.failure.as_ref().map(failed).or_else(|| overwritten(o, token))
 }
 
 /// Someone keeps replacing the token, so that the allowance is spent.
@@ -746,13 +745,7 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdic
     if let Some((reason, message)) = credentials_problem(o) {
         return Verdict::new(State::False, reason, message);
     }
-    if is_immutable(o) {
-        return immutable();
-    }
-    if let Some(failure) = &o.failure {
-        return Verdict::new(State::False, failure.reason, failure.message.clone());
-    }
-    if let Some(verdict) = overwritten(o, token) {
+    if let Some(verdict) = hindrance(o, token) {
         return verdict;
     }
     match token {

@@ -133,10 +133,8 @@ impl Context {
             memory.verified = verified(o);
             memory.clone()
         });
-        o.held = memory.held.as_ref().map(|held| {
-            let stored = sight.target.as_ref().and_then(|secret| secret::stored_token(secret, o.target.facts()?, spec));
-            held_facts(held, stored == Some(held.token.expose()))
-        });
+        o.held =
+            memory.held.as_ref().map(|held| held_facts(held, sight.stored_token(o, spec) == Some(held.token.expose())));
         self.judge(o, &memory);
     }
 

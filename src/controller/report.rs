@@ -75,9 +75,8 @@ impl Context {
                 namespace = %o.owner.namespace, name = %o.owner.name, condition = kind.as_str(), status = now.status,
                 reason = now.reason, "{}", now.message
             );
-            let reason = Reason::ALL.iter().find(|reason| reason.as_str() == now.reason);
             let failed = kind == ConditionType::Refreshed && now.status == "False";
-            if let (true, Some(reason)) = (failed, reason) {
+            if let (true, Some(reason)) = (failed, Reason::of(&now.reason)) {
                 self.notice(o, true, reason.as_str(), now.message.clone());
             }
         }
