@@ -9,6 +9,7 @@ mod ci;
 mod coverage;
 mod demo;
 mod generate;
+mod mutants;
 mod terminal;
 mod test;
 mod tools;
@@ -37,6 +38,8 @@ enum Command {
     Ci,
     /// Measure which lines of src/ the tests run
     Coverage,
+    /// Put known bugs into a copy of the operator, one at a time, and show what catches each (an hour)
+    Mutants(mutants::Options),
     /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
     Gen {
         /// Write nothing; fail if a file is stale
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
         Command::Ci => ci::run(),
         Command::Coverage => coverage::run(),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
     };
