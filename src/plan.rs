@@ -80,7 +80,9 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    fn version(&self) -> Option<&Version> {
+    /// Its version, where it is there.
+    #[must_use]
+    pub fn version(&self) -> Option<&Version> {
         match self {
             Self::Missing => None,
             Self::Seen(version) | Self::Read { version, .. } => Some(version),
@@ -798,14 +800,33 @@ pub fn urgency(o: &Observed) -> Timestamp {
     life.map(|life| life.expires_at).or(o.created).unwrap_or(o.now)
 }
 
-/// The failure that the status tells of, unless it no longer counts: the spec or the credentials are others since, or
-/// `changed` says that something else is.
+/// An attempt that failed, and what it was made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// How it failed.
+    pub failure: Failure,
+    /// The object's `metadata.generation`.
+    pub generation: Option<i64>,
+    /// The credentials Secret.
+    pub credentials: Option<Version>,
+}
+
+/// The failure that the status tells of, or a later one that could not be told yet (`untold`), unless it no longer counts:
+/// the spec or the credentials are others since, or `changed` says that something else is.
 #[must_use]
-pub fn standing_failure(o: &Observed, changed: bool) -> Option<Failure> {
-    let failure = Failure::in_status(&o.status)?;
-    let others =
-        o.credentials.version().is_some_and(|version| observed_credentials(o).is_some_and(|seen| seen != *version));
-    if changed || others || o.status.observed_generation != o.generation {
+pub fn standing_failure(o: &Observed, untold: Option<&Failed>, changed: bool) -> Option<Failure> {
+    let told = Failure::in_status(&o.status).map(|failure| Failed {
+        failure,
+        generation: o.status.observed_generation,
+        credentials: observed_credentials(o),
+    });
+    // Another replica may have had a token since.
+    let untold =
+        untold.filter(|failed| o.status.issued_at.is_none_or(|issued_at| issued_at <= failed.failure.at)).cloned();
+    let Failed { failure, generation, credentials } =
+        told.into_iter().chain(untold).max_by_key(|failed| failed.failure.at)?;
+    let others = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
+    if changed || others || generation != o.generation {
         return None;
     }
     let credible = schedule::is_credible_attempt(failure.next_attempt_at, o.now);

@@ -190,6 +190,31 @@ async fn for_a_namespace_no_rule_is_missing_and_none_unused_and_no_other_namespa
     assert_eq!(outside, [""; 0]);
 }
 
+/// What an attempt came to is remembered, even if it cannot be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_to_write_a_status_a_refused_client_is_not_asked_for_again_and_again() {
+    let stage = Stage::setup("rbac-statusless").cluster_wide().open().await;
+    let less = CLUSTER.replace("resources: [moneygocredentials/status]", "resources: [moneygocredentials/stature]");
+    assert_ne!(less, CLUSTER);
+    let user = stage.plane.user(&Access::default().manifests(&less, &stage.own_namespace).unwrap()).await.unwrap();
+    let mark = stage.mark();
+    let operator = stage.operator().env("KUBECONFIG", &user.kubeconfig).start().await;
+    stage.client_secret("payments-client", "payments", "not the secret").await;
+    stage.credential("payments", json!({"credentialsRef": {"name": "payments-client"}})).await;
+    let tries = || {
+        let requests = stage.plane.audit_events(mark, Some(&user.name)).unwrap();
+        refused(&requests).iter().filter(|request| request.contains("/moneygocredentials/payments/status")).count()
+    };
+    let many = async {
+        while tries() < 5 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, many).await.expect("the status is tried again");
+    assert_eq!(stage.moneygo.requests().len(), 1);
+    operator.stop().await;
+}
+
 /// Nor could it: the API server refuses what it never tries.
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_its_namespaces_it_may_do_nothing_and_says_nothing_of_them() {

@@ -13,7 +13,7 @@ use crate::crd::{Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
 use crate::memory::{Attempt, HeldToken};
-use crate::plan::{self, Allowed, Cause, Observed, Plan, Target};
+use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Found, Issue, Version};
 use crate::status::Failure;
@@ -158,11 +158,14 @@ impl Context {
                 .then(|| o.target.facts().map(|facts| facts.version.clone()))
                 .flatten(),
         };
+        let failure = failure.in_milliseconds();
+        let credentials = o.credentials.version().cloned();
         self.remember(&o.owner, |memory| {
             memory.attempt = Some(attempt);
+            memory.untold = Some(Failed { failure: failure.clone(), generation: o.generation, credentials });
             memory.waits_since = None;
         });
-        o.failure = Some(failure.in_milliseconds());
+        o.failure = Some(failure);
         self.account(o).await
     }
 }

@@ -88,7 +88,7 @@ impl Context {
             .is_some_and(|refreshed| refreshed.reason == Reason::EndpointUnavailable.as_str());
         let recovered = self.shared.settings.grants.recovered_at().filter(|_| unavailable);
         let recovered = recovered.zip(since).is_some_and(|(recovered, since)| recovered > since);
-        o.failure = plan::standing_failure(o, changed || recovered);
+        o.failure = plan::standing_failure(o, memory.untold.as_ref(), changed || recovered);
     }
 
     pub(super) fn is_ending(&self, owner: &Owner, credential: &MoneyGoCredential) -> bool {

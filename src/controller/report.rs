@@ -52,7 +52,10 @@ impl Context {
             {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
-                    self.remember(&o.owner, |memory| memory.status = Some((version, wanted)));
+                    self.remember(&o.owner, |memory| {
+                        memory.status = Some((version, wanted));
+                        memory.untold = None;
+                    });
                 }
                 // It is gone, or its change is on its way to us.
                 Err(error) if error.is_not_found() => return Ok(Action::await_change()),

@@ -30,6 +30,7 @@ impl Context {
         self.remember(&o.owner, |memory| {
             memory.held = None;
             memory.attempt = None;
+            memory.untold = None;
         });
         o.held = None;
         o.failure = None;

@@ -8,6 +8,7 @@ mod chart;
 mod ci;
 mod coverage;
 mod demo;
+mod fuzz;
 mod generate;
 mod mutants;
 mod terminal;
@@ -38,6 +39,8 @@ enum Command {
     Ci,
     /// Measure which lines of src/ the tests run
     Coverage,
+    /// Give the readers of answers, Secrets and objects inputs of every kind
+    Fuzz(fuzz::Options),
     /// Put known bugs into a copy of the operator, one at a time, and show what catches each (an hour)
     Mutants(mutants::Options),
     /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
         Command::Ci => ci::run(),
         Command::Coverage => coverage::run(),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),

@@ -20,7 +20,16 @@ pub const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
 /// Coverage.
 pub const CARGO_LLVM_COV: Tool = Tool { name: "cargo-llvm-cov", version: "0.9.1" };
 
+/// Fuzzing.
+pub const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2" };
+
 impl Tool {
+    /// The folder of the executable, for what cargo is to find on its own.
+    pub fn folder(&self) -> anyhow::Result<PathBuf> {
+        let executable = self.executable()?;
+        Ok(executable.parent().map(PathBuf::from).unwrap_or_default())
+    }
+
     /// The executable, after installing it where it is not there yet (about a minute).
     pub fn executable(&self) -> anyhow::Result<PathBuf> {
         let Self { name, version } = self;
