@@ -57,6 +57,12 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const JUMP: SignedDuration = SignedDuration::from_secs(2);
 /// How long an owner that the API server refuses to change is left as it is.
 const OWNER_REFUSED_FOR: SignedDuration = SignedDuration::from_hours(1);
+/// The first wait between two attempts to watch.
+const WATCH_RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait between two attempts to watch.
+const WATCH_RETRY_LAST: Duration = Duration::from_secs(5);
+/// A watch that lasted for as long works: if it ends, the next attempt is made soon.
+const WATCH_LASTS: Duration = Duration::from_secs(30);
 /// The longest wait between two attempts to get the key of the digests.
 const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
