@@ -25,14 +25,7 @@ enum Command {
     /// Show the operator at work on a cluster of its own: a token in a Secret, and its refresh
     Demo(demo::Options),
     /// Run every test
-    Test {
-        /// Print no line for each crate that is compiled
-        #[arg(long)]
-        no_build_progress: bool,
-        /// Arguments for `cargo test`, as a test's name, or --package and -- --nocapture
-        #[arg(last = true)]
-        arguments: Vec<String>,
-    },
+    Test(test::Options),
     /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
     Ci,
     /// Measure which lines of src/ the tests run
@@ -48,7 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(options) => return demo::run(&options),
-        Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
+        Command::Test(options) => test::run(&options),
         Command::Ci => ci::run(),
         Command::Coverage => coverage::run(),
         Command::Gen { check: true } => generate::check(checkout()),

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use moneygo_controlplane::{Binaries, PINNED};
+use moneygo_controlplane::{Binaries, Release};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Whether a program has come to a certain moment.
@@ -30,7 +30,7 @@ done
 
 #[test]
 fn after_sigkill_at_any_moment() -> Result<()> {
-    Binaries::locate(&PINNED)?;
+    Binaries::locate(Release::chosen()?)?;
     let moments: [(&str, Reached); 4] = [
         ("at once", |_| true),
         ("etcd starts", |scene| scene.finds("etcd.log")),
@@ -50,7 +50,7 @@ fn after_sigkill_at_any_moment() -> Result<()> {
 
 #[test]
 fn after_an_interrupt() -> Result<()> {
-    Binaries::locate(&PINNED)?;
+    Binaries::locate(Release::chosen()?)?;
     let scene = Scene::new("interrupted")?;
     let mut program = scene.start(|_| {})?;
     scene.wait_until("ready", || scene.is_ready())?;
