@@ -9,6 +9,7 @@ mod ci;
 mod coverage;
 mod demo;
 mod generate;
+mod release;
 mod terminal;
 mod test;
 mod tools;
@@ -36,6 +37,10 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Build the image's binary, which lists its dependencies, and its SBOM, into target/release-artefacts
+    Release,
+    /// Build that binary twice, from two folders, and compare the bytes
+    Reproduce,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         Command::Coverage => coverage::run(),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
+        Command::Release => release::run(),
+        Command::Reproduce => release::reproduce(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
