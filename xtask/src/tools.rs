@@ -51,3 +51,14 @@ impl Tool {
 pub fn is_found(command: &str, argument: &str) -> bool {
     Command::new(command).arg(argument).output().is_ok_and(|output| output.status.success())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfile_names_the_same_version() {
+        let wanted = format!("--version {} {}\n", CARGO_AUDITABLE.version, CARGO_AUDITABLE.name);
+        assert!(include_str!("../../Dockerfile").contains(&wanted));
+    }
+}
