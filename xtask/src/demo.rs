@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use fake_moneygo::FakeMoneyGo;
 use jiff::Timestamp;
-use moneygo_controlplane::{Binaries, Leash, PINNED};
+use moneygo_controlplane::{Binaries, Leash, Release};
 use serde_json::Value;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -217,8 +217,9 @@ async fn kubectl(
     if options.kubeconfig.is_some() && tools::is_found("kubectl", "help") {
         return Ok("kubectl".into());
     }
-    terminal::heading(&format!("Looking for a Kubernetes API server ({}): built here the first time", PINNED.version));
-    let binaries = building.insert(spawn_blocking(|| Binaries::locate(&PINNED))).await??;
+    let release = Release::chosen()?;
+    terminal::heading(&format!("Looking for a Kubernetes API server ({}): built here the first time", release.version));
+    let binaries = building.insert(spawn_blocking(|| Binaries::locate(release))).await??;
     *building = None;
     println!("    {}", binaries.apiserver.parent().unwrap_or(Path::new("/")).display());
     Ok(binaries.kubectl)

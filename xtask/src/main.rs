@@ -11,6 +11,7 @@ mod demo;
 mod fuzz;
 mod generate;
 mod mutants;
+mod release;
 mod terminal;
 mod test;
 mod tools;
@@ -27,14 +28,7 @@ enum Command {
     /// Show the operator at work on a cluster of its own: a token in a Secret, and its refresh
     Demo(demo::Options),
     /// Run every test
-    Test {
-        /// Print no line for each crate that is compiled
-        #[arg(long)]
-        no_build_progress: bool,
-        /// Arguments for `cargo test`, as a test's name, or --package and -- --nocapture
-        #[arg(last = true)]
-        arguments: Vec<String>,
-    },
+    Test(test::Options),
     /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
     Ci,
     /// Measure which lines of src/ the tests run
@@ -49,18 +43,24 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Build the image's binary, which lists its dependencies, and its SBOM, into target/release-artefacts
+    Release,
+    /// Build that binary twice, from two folders, and compare the bytes
+    Reproduce,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(options) => return demo::run(&options),
-        Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
+        Command::Test(options) => test::run(&options),
         Command::Ci => ci::run(),
         Command::Coverage => coverage::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
+        Command::Release => release::run(),
+        Command::Reproduce => release::reproduce(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,6 +17,10 @@ pub struct Tool {
 
 /// Licences, bans, sources and advisories of all dependencies.
 pub const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
+/// Builds a binary that carries the list of its dependencies. The Dockerfile names the same version.
+pub const CARGO_AUDITABLE: Tool = Tool { name: "cargo-auditable", version: "0.7.7" };
+/// Writes the SBOM.
+pub const CARGO_CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9" };
 /// Coverage.
 pub const CARGO_LLVM_COV: Tool = Tool { name: "cargo-llvm-cov", version: "0.9.1" };
 
@@ -55,4 +59,15 @@ impl Tool {
 /// Whether the command can be run with that argument.
 pub fn is_found(command: &str, argument: &str) -> bool {
     Command::new(command).arg(argument).output().is_ok_and(|output| output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfile_names_the_same_version() {
+        let wanted = format!("--version {} {}\n", CARGO_AUDITABLE.version, CARGO_AUDITABLE.name);
+        assert!(include_str!("../../Dockerfile").contains(&wanted));
+    }
 }
