@@ -11,6 +11,8 @@ use anyhow::{Context, bail, ensure};
 
 use crate::{checkout, generate, terminal, test, tools};
 
+mod end_to_end;
+
 /// How long the database of advisories may take to come.
 const FETCH_LIMIT: Duration = Duration::from_mins(2);
 const FETCH_POLL: Duration = Duration::from_millis(100);
@@ -76,6 +78,7 @@ pub fn run() -> anyhow::Result<()> {
         succeed(doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "--deny warnings"))
     });
     steps.take("tests", || tests(&mut tested));
+    steps.take("end to end", end_to_end::run);
     steps.table();
     if let Some(tested) = tested {
         println!("{tested}");

@@ -8,7 +8,9 @@ mod chart;
 mod ci;
 mod coverage;
 mod demo;
+mod e2e;
 mod generate;
+mod signals;
 mod terminal;
 mod test;
 mod tools;
@@ -24,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Show the operator at work on a cluster of its own: a token in a Secret, and its refresh
     Demo(demo::Options),
+    /// Install the chart on the cluster that KUBECONFIG names, and have a Pod use a token while all is disturbed
+    E2e(e2e::Options),
     /// Run every test
     Test {
         /// Print no line for each crate that is compiled
@@ -48,6 +52,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(options) => return demo::run(&options),
+        Command::E2e(options) => return e2e::run(&options),
         Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
         Command::Ci => ci::run(),
         Command::Coverage => coverage::run(),
