@@ -37,7 +37,7 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
+    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests, the chart on a cluster
     Ci,
     /// Measure which lines of src/ the tests run
     Coverage,

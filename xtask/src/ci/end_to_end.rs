@@ -31,7 +31,11 @@ pub fn run() -> anyhow::Result<Outcome> {
         Ok(folder) => folder,
         Err(why) => return Ok(Outcome::Skipped(why)),
     };
-    ensure!(!Path::new(NETWORK).exists(), "{NETWORK} is there: a cluster is up already (`down` in {} ends it)", folder.display());
+    ensure!(
+        !Path::new(NETWORK).exists(),
+        "{NETWORK} is there: a cluster is up already (`down` in {} ends it)",
+        folder.display()
+    );
     let scripts = Scripts::of(folder)?;
     succeed(&mut scripts.command("build"))?;
     let _down = Down::at_the_end(&scripts)?;
@@ -46,7 +50,9 @@ fn folder() -> anyhow::Result<Result<PathBuf, String>> {
     if !folder.join("up").is_file() {
         ensure!(named.is_none(), "{FOLDER_VARIABLE} is set, but there is no {}", folder.join("up").display());
         let instead = "`cargo xtask e2e` takes any cluster";
-        return Ok(Err(format!("there is no {FOLDER} beside this checkout, and {FOLDER_VARIABLE} is unset ({instead})")));
+        return Ok(Err(format!(
+            "there is no {FOLDER} beside this checkout, and {FOLDER_VARIABLE} is unset ({instead})"
+        )));
     }
     // Root in a container may be without the right, too.
     let isolated = Command::new("unshare").args(["--net", "--mount", "true"]).output();
@@ -72,17 +78,26 @@ impl Scripts {
     fn command(&self, script: &str) -> Command {
         let mut command = Command::new(self.folder.join(script));
         command.env(BINARIES.0, &self.binaries).env(STATE.0, &self.state);
+        // They make the API server's certificate with it.
+        command.env("OPENSSL_CONF", checkout().join("xtask/src/ci/openssl.cnf"));
         command
     }
 
     /// `cargo xtask e2e`, inside of the network namespace: there the API server answers.
     fn test(&self) -> anyhow::Result<Command> {
-        let ctr = format!("'{}' -a '{}' -n k8s.io images import", self.binaries.join("ctr").display(), self.state.join("containerd.sock").display());
+        let ctr = format!(
+            "'{}' -a '{}' -n k8s.io images import",
+            self.binaries.join("ctr").display(),
+            self.state.join("containerd.sock").display()
+        );
         let apiserver = format!("'{}'", self.folder.join("apiserver").display());
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NETWORK}")).arg(env::current_exe().context("where is this program?")?);
         command.args(["e2e", "--builder=buildah", "--load-image", &ctr, "--apiserver", &apiserver]);
-        command.env(BINARIES.0, &self.binaries).env(STATE.0, &self.state).env("KUBECONFIG", self.state.join("kubeconfig"));
+        command
+            .env(BINARIES.0, &self.binaries)
+            .env(STATE.0, &self.state)
+            .env("KUBECONFIG", self.state.join("kubeconfig"));
         // For a root that is in a container itself.
         command.envs([("STORAGE_DRIVER", "vfs"), ("BUILDAH_ISOLATION", "chroot")]);
         Ok(command)
