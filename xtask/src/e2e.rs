@@ -173,15 +173,15 @@ async fn play(stage: &mut Stage, options: &Options) -> anyhow::Result<()> {
     let pods = operators(cluster).await?;
     counts.restarts = restarts(&pods);
     counts.memory_bytes = memory_bytes(cluster, &pods).await.map_err(|error| format!("{error:#}"));
-    keep_to_a_namespace(cluster, &values).await?;
-    survive_the_uninstall(cluster).await?;
+    let left_alone = leave_alone(cluster, &values).await;
 
     watch.look().await?;
     (_, counts.refused) = ledger(cluster).await?;
     counts.report = watch.report().clone();
     counts.delays_secs = watch.delays_secs();
     terminal::heading("What was counted");
-    print!("{}", counts.table());
+    println!("{}", counts.table());
+    left_alone?;
     let broken = counts.broken();
     ensure!(broken.is_empty(), "{}", broken.join("; "));
     println!("{}", terminal::bold("Every promise was kept."));
@@ -244,7 +244,7 @@ async fn subscribe(cluster: &Cluster, images: &Images, address: &str) -> anyhow:
     terminal::heading("A client, a MoneyGoCredential, and a Pod that mounts the token");
     cluster.create(APPS, &[manifests::client(), manifests::credential()]).await?;
     cluster.wait(APPS, &format!("mgc/{TOKEN}"), "--for=condition=Ready").await?;
-    print!("{}", indented(&cluster.kubectl(&["get", "mgc", "--namespace", APPS]).await?));
+    println!("{}", indented(&cluster.kubectl(&["get", "mgc", "--namespace", APPS]).await?));
     cluster.create(APPS, &[manifests::consumer(images, address)]).await?;
     cluster.wait(APPS, &format!("pod/{CONSUMER}"), "--for=condition=Ready").await
 }
@@ -338,6 +338,12 @@ async fn memory_bytes(cluster: &Cluster, pods: &[Value]) -> anyhow::Result<Vec<(
     Ok(found)
 }
 
+/// What is not the operator's, and what is still there when it goes.
+async fn leave_alone(cluster: &Cluster, values: &Value) -> anyhow::Result<()> {
+    keep_to_a_namespace(cluster, values).await?;
+    survive_the_uninstall(cluster).await
+}
+
 /// Namespaced mode: the API server refuses what is elsewhere, and the operator does not ask for it.
 async fn keep_to_a_namespace(cluster: &Cluster, values: &Value) -> anyhow::Result<()> {
     terminal::heading(&format!("helm upgrade with watchNamespaces={{{APPS}}}"));
@@ -355,7 +361,7 @@ async fn keep_to_a_namespace(cluster: &Cluster, values: &Value) -> anyhow::Resul
     let refusal =
         list(OUTSIDE).await.err().context("the operator may read Secrets elsewhere")?.root_cause().to_string();
     ensure!(refusal.contains("Forbidden"), "{refusal}");
-    print!("{}", indented(&refusal));
+    println!("{}", indented(&refusal));
 
     // It works where it should: after this, nothing that it was to notice elsewhere is still on its way.
     let request = format!("{REFRESH_REQUESTED}=e2e");
@@ -392,7 +398,8 @@ async fn ledger(cluster: &Cluster) -> anyhow::Result<(u64, u64)> {
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("    {line}\n")).collect()
+    let lines: Vec<_> = text.lines().map(|line| format!("    {line}")).collect();
+    lines.join("\n")
 }
 
 impl Stage {
@@ -412,7 +419,7 @@ impl Stage {
         ] {
             eprintln!("{}", terminal::bold(&format!("kubectl {}", arguments.join(" "))));
             let said = cluster.kubectl(arguments).await.unwrap_or_else(|error| format!("{error:#}"));
-            eprint!("{}", indented(&said));
+            eprintln!("{}", indented(&said));
         }
     }
 

@@ -38,7 +38,11 @@ enum Command {
         arguments: Vec<String>,
     },
     /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests, the chart on a cluster
-    Ci,
+    Ci {
+        /// Take this step alone, as it is named in the table at the end: `--step "end to end"`
+        #[arg(long, value_name = "NAME")]
+        step: Option<String>,
+    },
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => return demo::run(&options),
         Command::E2e(options) => return e2e::run(&options),
         Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
-        Command::Ci => ci::run(),
+        Command::Ci { step } => ci::run(step.as_deref()),
         Command::Coverage => coverage::run(),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),

@@ -52,7 +52,7 @@ fn keys() -> [String; 2] {
 
 #[tokio::test]
 async fn tokens_and_answers_are_counted() {
-    let fake = FakeMoneyGo::builder().tls().any_client().expires_in(Duration::from_secs(60)).start().await.unwrap();
+    let fake = FakeMoneyGo::builder().tls().any_client().expires_in(Duration::from_mins(1)).start().await.unwrap();
     let folder = Folder::new("counts");
     let ca = fake.ca_pem().unwrap().to_owned();
     let mut consumer = Consumer::new(folder.0.clone(), keys(), fake.protected_url(), Some(ca.as_bytes())).unwrap();

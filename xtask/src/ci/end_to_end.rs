@@ -90,7 +90,8 @@ impl Scripts {
             self.binaries.join("ctr").display(),
             self.state.join("containerd.sock").display()
         );
-        let apiserver = format!("'{}'", self.folder.join("apiserver").display());
+        let apiserver = [checkout().join("xtask/src/ci/apiserver.sh"), self.folder.join("apiserver")];
+        let apiserver = format!("sh '{}' '{}'", apiserver[0].display(), apiserver[1].display());
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NETWORK}")).arg(env::current_exe().context("where is this program?")?);
         command.args(["e2e", "--builder=buildah", "--load-image", &ctr, "--apiserver", &apiserver]);

@@ -109,7 +109,7 @@ impl Counts {
             ("a new leader after", self.new_leader.map_or("unknown".into(), |time| seconds(time.as_secs_f64()))),
             ("the API server was away for", outage),
         ];
-        rows.iter().map(|(what, count)| format!("    {what:<37}{count}\n")).collect()
+        rows.map(|(what, count)| format!("    {what:<37}{count}")).join("\n")
     }
 
     /// Each promise that does not hold.
@@ -185,7 +185,7 @@ mod tests {
         counts.memory_bytes = Err("no".into());
         let table = counts.table();
         assert!(table.contains("cannot be told: no") && table.contains("left out"), "{table}");
-        assert_eq!(spread(&[3.0, 1.0, 2.0]), [1.0, 2.0, 3.0]);
-        assert_eq!(spread(&[]), [0.0; 3]);
+        assert_eq!(spread(&[3.0, 1.0, 2.0]).map(seconds), ["1.0 s", "2.0 s", "3.0 s"]);
+        assert_eq!(spread(&[]).map(seconds), ["0.0 s"; 3]);
     }
 }

@@ -17,7 +17,8 @@ use crate::{checkout, terminal, tools};
 /// How long a step may take. The operator's release build is the longest, with 6 minutes on two busy cores.
 const LIMIT: Duration = Duration::from_mins(20);
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
-const TAG: &str = "e2e";
+/// Of each image.
+pub const TAG: &str = "e2e";
 
 /// Where images come from.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -74,10 +75,6 @@ impl Images {
             stand_in: name("fake-moneygo"),
             consumer: name("token-consumer"),
         }
-    }
-
-    pub fn tag(&self) -> &'static str {
-        TAG
     }
 
     /// Builds them, and puts them into the cluster with that command, which is given the archive of one at a time.

@@ -3,14 +3,17 @@
 use moneygo_operator::crd::{ACCESS_TOKEN_KEY, CLIENT_ID_KEY, CLIENT_SECRET_KEY};
 use serde_json::{Value, json};
 
-use super::{APPS, images::Images};
+use super::{
+    APPS,
+    images::{Images, TAG},
+};
 
 /// The stand-in: its Pod and its Service.
 pub const STAND_IN: &str = "stand-in";
 pub const CONSUMER: &str = "consumer";
 /// The object and its Secret.
 pub const TOKEN: &str = "payments-token";
-/// The ConfigMap with the stand-in's certificate authority.
+/// The `ConfigMap` with the stand-in's certificate authority.
 pub const CA: &str = "stand-in-ca";
 /// The key in it, as the chart has it where unset.
 const CA_KEY: &str = "ca.crt";
@@ -122,7 +125,7 @@ fn pod(name: &str, image: &str, mut container: Value, volumes: &[Value], aliases
 /// The values of the chart: where the image and the stand-in are, and no others.
 pub fn values(images: &Images, address: &str) -> Value {
     let mut values = aliases(address);
-    values["image"] = json!({"repository": images.operator, "tag": images.tag()});
+    values["image"] = json!({"repository": images.operator, "tag": TAG});
     values["moneyGo"] = json!({"tokenUrl": format!("https://{}/token", host())});
     values["caBundle"] = json!({"configMapName": CA});
     values
