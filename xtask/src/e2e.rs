@@ -24,6 +24,7 @@ mod command;
 mod counts;
 mod images;
 mod manifests;
+mod memory;
 mod watch;
 
 use cluster::Cluster;
@@ -172,7 +173,7 @@ async fn play(stage: &mut Stage, options: &Options) -> anyhow::Result<()> {
     counts.tokens = watch.report().seen.len();
     let pods = operators(cluster).await?;
     counts.restarts = restarts(&pods);
-    counts.memory_bytes = memory_bytes(cluster, &pods).await.map_err(|error| format!("{error:#}"));
+    counts.memory = memory::of_pods(cluster, &pods).await.map_err(|error| format!("{error:#}"));
     let left_alone = leave_alone(cluster, &values).await;
 
     watch.look().await?;
@@ -321,21 +322,6 @@ fn start_to_ready_secs(pods: &[Value]) -> Vec<f64> {
 
 fn restarts(pods: &[Value]) -> u64 {
     pods.iter().filter_map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64()).sum()
-}
-
-/// As the kubelets tell it: resident, and the working set.
-async fn memory_bytes(cluster: &Cluster, pods: &[Value]) -> anyhow::Result<Vec<(u64, u64)>> {
-    let mut found = Vec::new();
-    for pod in pods {
-        let node = pod["spec"]["nodeName"].as_str().context("a Pod has no node")?;
-        let stats = cluster.raw(&format!("/api/v1/nodes/{node}/proxy/stats/summary")).await?;
-        let all = stats["pods"].as_array().context("the kubelet tells of no Pods")?;
-        let stats = all.iter().find(|stats| stats["podRef"]["uid"] == pod["metadata"]["uid"]);
-        let memory = &stats.context("the kubelet does not tell of the Pod")?["containers"][0]["memory"];
-        let bytes = memory["rssBytes"].as_u64().zip(memory["workingSetBytes"].as_u64());
-        found.push(bytes.context("the kubelet does not tell of its memory")?);
-    }
-    Ok(found)
 }
 
 /// What is not the operator's, and what is still there when it goes.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use token_consumer::Report;
 
-use super::images::mebibytes;
+use super::memory::Memory;
 
 /// Calls that may fail for other reasons than the token, in a thousand: a network is a network.
 const FAILED_PER_MILLE: u64 = 10;
@@ -33,8 +33,8 @@ pub struct Counts {
     pub outage: Option<Duration>,
     /// Restarts of the operator's containers.
     pub restarts: u64,
-    /// Memory of the operator's containers, resident and in the kubelet's sense (what counts against the limit), or why it cannot be told.
-    pub memory_bytes: Result<Vec<(u64, u64)>, String>,
+    /// Of each of the operator's Pods, or why it cannot be told.
+    pub memory: Result<Vec<Memory>, String>,
 }
 
 impl Counts {
@@ -52,7 +52,7 @@ impl Counts {
             new_leader: None,
             outage: None,
             restarts: 0,
-            memory_bytes: Ok(Vec::new()),
+            memory: Ok(Vec::new()),
         }
     }
 
@@ -70,12 +70,8 @@ impl Counts {
         let [least, median, most] = spread(&self.delays_secs);
         let outage =
             self.outage.map_or("left out: the cluster cannot stop it".into(), |outage| seconds(outage.as_secs_f64()));
-        let memory = match &self.memory_bytes {
-            Ok(pods) => pods
-                .iter()
-                .map(|(rss, set)| format!("{:.1} ({:.1})", mebibytes(*rss), mebibytes(*set)))
-                .collect::<Vec<_>>()
-                .join(", "),
+        let memory = match &self.memory {
+            Ok(pods) => pods.iter().map(Memory::to_string).collect::<Vec<_>>().join(", "),
             Err(why) => format!("cannot be told: {why}"),
         };
         let starts: Vec<_> = self.start_to_ready_secs.iter().map(|secs| format!("{secs:.0}")).collect();
@@ -104,7 +100,7 @@ impl Counts {
             ),
             ("from the install to two Ready Pods", seconds(self.install_to_ready.as_secs_f64())),
             ("from a container's start to Ready, s", starts.join(", ")),
-            ("resident memory (working set), MiB", memory),
+            ("working set (resident memory), MiB", memory),
             ("restarts of the operator", self.restarts.to_string()),
             ("a new leader after", self.new_leader.map_or("unknown".into(), |time| seconds(time.as_secs_f64()))),
             ("the API server was away for", outage),
@@ -182,7 +178,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_said() {
         let mut counts = good();
-        counts.memory_bytes = Err("no".into());
+        counts.memory = Err("no".into());
         let table = counts.table();
         assert!(table.contains("cannot be told: no") && table.contains("left out"), "{table}");
         assert_eq!(spread(&[3.0, 1.0, 2.0]).map(seconds), ["1.0 s", "2.0 s", "3.0 s"]);
