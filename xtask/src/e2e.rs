@@ -27,7 +27,7 @@ mod manifests;
 mod memory;
 mod watch;
 
-use cluster::Cluster;
+use cluster::{Cluster, until};
 use command::printed;
 use counts::Counts;
 use images::{Builder, Images};
@@ -208,11 +208,10 @@ async fn start_stand_in(cluster: &Cluster, images: &Images) -> anyhow::Result<St
     cluster.create("default", &[OPERATOR, APPS, OUTSIDE].map(manifests::namespace)).await?;
     // A Pod needs its account.
     for namespace in [OPERATOR, APPS, OUTSIDE] {
-        cluster
-            .until("a namespace has its account", SOON, async || {
-                cluster.kubectl(&["get", "serviceaccount", "default", "--namespace", namespace]).await.is_ok()
-            })
-            .await?;
+        until("a namespace has its account", SOON, async || {
+            cluster.kubectl(&["get", "serviceaccount", "default", "--namespace", namespace]).await.is_ok()
+        })
+        .await?;
     }
     cluster.create(APPS, &[manifests::stand_in_service(), manifests::stand_in(images)]).await?;
     cluster.wait(APPS, "pod/stand-in", "--for=condition=Ready").await?;
@@ -266,7 +265,7 @@ async fn delete_leader(cluster: &Cluster) -> anyhow::Result<Duration> {
     terminal::heading("Deleting the leader's Pod");
     cluster.kubectl(&["delete", "pod", pod, "--namespace", OPERATOR, "--wait=false"]).await?;
     let is_replaced = async || self::holder(cluster).await.is_some_and(|now| !now.is_empty() && now != holder);
-    let took = cluster.until("another Pod leads", SOON, is_replaced).await?;
+    let took = until("another Pod leads", SOON, is_replaced).await?;
     println!("    another leads after {}", terminal::time(took));
     cluster.rolled_out(OPERATOR, FULL_NAME).await?;
     Ok(took)
@@ -287,7 +286,7 @@ async fn outage(cluster: &Cluster, apiserver: &str, is_out: &mut bool) -> anyhow
     sleep(OUTAGE).await;
     control(apiserver, "start").await?;
     *is_out = false;
-    cluster.until("the API server answers again", SOON, async || answers(cluster).await).await?;
+    until("the API server answers again", SOON, async || answers(cluster).await).await?;
     let took = started.elapsed();
     println!("    it was away for {}", terminal::time(took));
     Ok(took)

@@ -80,23 +80,6 @@ impl Cluster {
         self.kubectl(&["rollout", "status", "--namespace", namespace, &name, WAIT]).await.map(drop)
     }
 
-    /// Waits until it is said so.
-    pub async fn until(
-        &self,
-        what: &str,
-        limit: Duration,
-        mut is_so: impl AsyncFnMut() -> bool,
-    ) -> anyhow::Result<Duration> {
-        let started = Instant::now();
-        while !is_so().await {
-            if started.elapsed() > limit {
-                bail!("after {} s it is still not so that {what}", limit.as_secs());
-            }
-            sleep(POLL).await;
-        }
-        Ok(started.elapsed())
-    }
-
     /// Installs or upgrades the chart of this checkout.
     pub async fn helm(&self, command: &str, release: &str, namespace: &str, values: &Value) -> anyhow::Result<()> {
         let chart = checkout().join("charts/moneygo-operator").display().to_string();
@@ -118,4 +101,16 @@ impl Cluster {
         }
         command
     }
+}
+
+/// Waits until it is so, and returns how long that took.
+pub async fn until(what: &str, limit: Duration, mut is_so: impl AsyncFnMut() -> bool) -> anyhow::Result<Duration> {
+    let started = Instant::now();
+    while !is_so().await {
+        if started.elapsed() > limit {
+            bail!("after {} s it is still not so that {what}", limit.as_secs());
+        }
+        sleep(POLL).await;
+    }
+    Ok(started.elapsed())
 }
