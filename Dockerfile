@@ -42,12 +42,13 @@ RUN cargo install --locked --version 0.7.7 cargo-auditable
 # The dependencies: a layer of their own, which a change of the sources leaves as it is. Cargo wants a file for each
 # target that a manifest names.
 COPY Cargo.toml Cargo.lock ./
+COPY tests/consumer/Cargo.toml tests/consumer/
 COPY tests/controlplane/Cargo.toml tests/controlplane/
 COPY tests/fake-moneygo/Cargo.toml tests/fake-moneygo/
 COPY xtask/Cargo.toml xtask/
 RUN set -eu; \
-    mkdir -p src/bin tests/controlplane/src tests/fake-moneygo/src xtask/src; \
-    touch src/lib.rs tests/controlplane/src/lib.rs tests/fake-moneygo/src/lib.rs; \
+    mkdir -p src/bin tests/consumer/src tests/controlplane/src tests/fake-moneygo/src xtask/src; \
+    touch src/lib.rs tests/consumer/src/lib.rs tests/controlplane/src/lib.rs tests/fake-moneygo/src/lib.rs; \
     echo 'fn main() {}' | tee src/main.rs src/bin/crdgen.rs xtask/src/main.rs >tests/fake-moneygo/src/main.rs; \
     . ./environment; \
     cargo auditable build --release --locked --bin moneygo-operator

@@ -8,10 +8,12 @@ mod chart;
 mod ci;
 mod coverage;
 mod demo;
+mod e2e;
 mod fuzz;
 mod generate;
 mod mutants;
 mod release;
+mod signals;
 mod terminal;
 mod test;
 mod tools;
@@ -27,10 +29,16 @@ struct Arguments {
 enum Command {
     /// Show the operator at work on a cluster of its own: a token in a Secret, and its refresh
     Demo(demo::Options),
+    /// Install the chart on the cluster that KUBECONFIG names, and have a Pod use a token while all is disturbed
+    E2e(e2e::Options),
     /// Run every test
     Test(test::Options),
-    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
-    Ci,
+    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests, the chart on a cluster
+    Ci {
+        /// Take this step alone, as it is named in the table at the end: `--step "end to end"`
+        #[arg(long, value_name = "NAME")]
+        step: Option<String>,
+    },
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Give the readers of answers, Secrets and objects inputs of every kind
@@ -52,8 +60,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(options) => return demo::run(&options),
+        Command::E2e(options) => return e2e::run(&options),
         Command::Test(options) => test::run(&options),
-        Command::Ci => ci::run(),
+        Command::Ci { step } => ci::run(step.as_deref()),
         Command::Coverage => coverage::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),
