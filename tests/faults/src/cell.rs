@@ -309,11 +309,11 @@ impl Cell<'_> {
     }
 
     /// What holds at every moment: an object says that it is Ready only of a token that is stored already, and no Secret says
-    /// that its token lives longer than it does.
+    /// that its token lives longer than it does, but for the `skew` of a clock that is ahead.
     ///
     /// # Errors
     /// What does not hold.
-    pub fn check_history(&self, scene: &Scene, name: &str, secret: &str) -> anyhow::Result<()> {
+    pub fn check_history(&self, scene: &Scene, name: &str, secret: &str, skew: Duration) -> anyhow::Result<()> {
         let sightings: Vec<_> = scene.history.iter().filter(|sighting| sighting.name == secret).collect();
         for claim in scene.claims.iter().filter(|claim| claim.name == name) {
             let is_stored = sightings.iter().any(|sighting| {
@@ -325,7 +325,7 @@ impl Cell<'_> {
         for sighting in sightings {
             let Some((_, expires)) = sighting.life else { continue };
             for grant in grants.iter().filter(|grant| sighting.values.contains(&grant.token)) {
-                let end = Timestamp::try_from(grant.expires)?;
+                let end = Timestamp::try_from(grant.expires + skew)?;
                 ensure!(expires <= end, "the Secret said that its token lives until {expires}, beyond {end}");
             }
         }

@@ -27,6 +27,8 @@ const QUIET: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(20);
 /// The tokens of objects that are in flight, of which a failover may lose two each.
 const ORPHANS: usize = 2;
+/// By how much the clocks of two machines differ, where they do: no order of issue can be read from them.
+const SKEW: Duration = Duration::from_secs(7);
 /// Of the lease. Longer than the shortest, since a thousand replicas share a machine.
 const LEASE: Duration = Duration::from_secs(3);
 /// How many rounds a pair plays before it is replaced.
@@ -65,6 +67,28 @@ pub struct Round {
     /// The old leader is let go only once the new one has done its work.
     late: bool,
     objects: usize,
+    clocks: Clocks,
+}
+
+/// How the second replica's clock stands to the first's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Clocks {
+    Same,
+    Ahead,
+    Behind,
+}
+
+const CLOCKS: [Clocks; 4] = [Clocks::Same, Clocks::Ahead, Clocks::Same, Clocks::Behind];
+
+impl Clocks {
+    fn of_the_second(self) -> Clock {
+        match self {
+            Self::Same => Clock::SYSTEM,
+            Self::Ahead => Clock::new(|| off_by(SignedDuration::from_secs(7)), boot),
+            Self::Behind => Clock::new(|| off_by(SignedDuration::from_secs(-7)), boot),
+        }
+    }
 }
 
 const TRIGGERS: [Trigger; 4] = [Trigger::New, Trigger::Due, Trigger::Requested, Trigger::Lost];
@@ -83,7 +107,7 @@ const FAULTS: [Fault; 7] = [
 impl Round {
     /// The round of a number: all of them are passed in turn, and what else there is is drawn.
     #[must_use]
-    pub fn numbered(provider: Provider, number: usize, seed: u64) -> Self {
+    pub fn numbered(provider: Provider, clocks: Clocks, number: usize, seed: u64) -> Self {
         let mut draws = Draws::new(seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
         let (places, faults) = (PLACES.len(), FAULTS.len());
         Self {
@@ -93,15 +117,16 @@ impl Round {
             trigger: draws.one_of(&TRIGGERS),
             late: draws.below(2) == 0,
             objects: 1 + draws.below(3),
+            clocks,
         }
     }
 }
 
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { provider, trigger, place, fault, late, objects } = self;
+        let Self { provider, trigger, place, fault, late, objects, clocks } = self;
         let when = if *late { "late" } else { "early" };
-        write!(f, "failovers:{provider}:{trigger:?}:{place:?}:{fault}:{when}:{objects}")
+        write!(f, "failovers:{provider}:{trigger:?}:{place:?}:{fault}:{when}:{objects}:{clocks:?}")
     }
 }
 
@@ -110,8 +135,8 @@ impl FromStr for Round {
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let parts: Vec<&str> = text.split(':').collect();
-        let ["failovers", provider, trigger, place, fault, when, objects] = parts.as_slice() else {
-            bail!("a failover is failovers:PROVIDER:TRIGGER:PLACE:FAULT:WHEN:OBJECTS")
+        let ["failovers", provider, trigger, place, fault, when, objects, clocks] = parts.as_slice() else {
+            bail!("a failover is failovers:PROVIDER:TRIGGER:PLACE:FAULT:WHEN:OBJECTS:CLOCKS")
         };
         let trigger = TRIGGERS.into_iter().find(|one| format!("{one:?}") == *trigger).context("no such trigger")?;
         let place = PLACES.into_iter().find(|one| format!("{one:?}") == *place).context("no such place")?;
@@ -122,6 +147,7 @@ impl FromStr for Round {
             fault: fault.parse()?,
             late: *when == "late",
             objects: objects.parse()?,
+            clocks: CLOCKS.into_iter().find(|one| format!("{one:?}") == *clocks).context("no such clocks")?,
         })
     }
 }
@@ -163,11 +189,12 @@ const ON: &str = "faults=on";
 const OFF: &str = "faults=off";
 
 impl<'w> Pair<'w> {
-    async fn open(world: &'w World, provider: Provider) -> anyhow::Result<Self> {
+    async fn open(world: &'w World, provider: Provider, clocks: Clocks) -> anyhow::Result<Self> {
         let cell = Cell::open(world, provider).await?;
         let mut replicas = Vec::new();
-        for identity in ["one", "two"] {
+        for (identity, clock) in [("one", Clock::SYSTEM), ("two", clocks.of_the_second())] {
             let config = Config {
+                clock,
                 candidate: Some(identity.to_owned()),
                 label_selector: Some(ON.to_owned()),
                 lease: LEASE,
@@ -229,7 +256,7 @@ impl<'w> Pair<'w> {
                 self.cell.grants(name).into_iter().skip(before).map(|one| one.token).collect();
             let orphans = issued.difference(&stored).count();
             ensure!(orphans <= ORPHANS, "{orphans} tokens of {name} were lost");
-            self.cell.check_history(&scene, name, name)?;
+            self.cell.check_history(&scene, name, name, SKEW)?;
             result.orphans += orphans;
             result.most_orphans = result.most_orphans.max(orphans);
         }
@@ -324,9 +351,13 @@ async fn taken_over(other: &Replica) -> bool {
     true
 }
 
-fn twenty_five_days_ago() -> Timestamp {
+fn off_by(time: SignedDuration) -> Timestamp {
     let now = Clock::SYSTEM.now();
-    now.saturating_sub(SignedDuration::from_hours(24 * 25)).unwrap_or(now)
+    now.saturating_add(time).unwrap_or(now)
+}
+
+fn twenty_five_days_ago() -> Timestamp {
+    off_by(SignedDuration::from_hours(-24 * 25))
 }
 
 fn boot() -> Duration {
@@ -354,9 +385,10 @@ pub async fn run(world: &World, rounds: usize, pairs: usize, seed: u64) -> anyho
     let results: Vec<_> = futures::stream::iter(0..batches)
         .map(|batch| async move {
             let provider = Provider::ALL[batch % Provider::ALL.len()];
+            let clocks = CLOCKS[batch / Provider::ALL.len() % CLOCKS.len()];
             let numbers = (0..of_a_batch).map(move |index| (batch / Provider::ALL.len()) * of_a_batch + index);
-            let rounds: Vec<Round> = numbers.map(|number| Round::numbered(provider, number, seed)).collect();
-            play_batch(world, provider, &rounds).await
+            let rounds: Vec<Round> = numbers.map(|number| Round::numbered(provider, clocks, number, seed)).collect();
+            play_batch(world, provider, clocks, &rounds).await
         })
         .buffer_unordered(pairs)
         .collect()
@@ -389,13 +421,18 @@ impl Sum {
     }
 }
 
-async fn play_batch(world: &World, provider: Provider, rounds: &[Round]) -> Vec<(Round, anyhow::Result<Outcome>)> {
+async fn play_batch(
+    world: &World,
+    provider: Provider,
+    clocks: Clocks,
+    rounds: &[Round],
+) -> Vec<(Round, anyhow::Result<Outcome>)> {
     let mut results = Vec::new();
     let mut pair = None;
     for round in rounds {
         let result = async {
             if pair.is_none() {
-                pair = Some(Pair::open(world, provider).await?);
+                pair = Some(Pair::open(world, provider, clocks).await?);
             }
             pair.as_mut().context("a pair")?.play(round).await
         };
@@ -414,7 +451,7 @@ async fn play_batch(world: &World, provider: Provider, rounds: &[Round]) -> Vec<
 /// # Errors
 /// What is wrong.
 pub async fn replay(world: &World, round: &Round) -> anyhow::Result<()> {
-    let result = Pair::open(world, round.provider).await?.play(round).await?;
+    let result = Pair::open(world, round.provider, round.clocks).await?.play(round).await?;
     println!("{result:?}");
     Ok(())
 }

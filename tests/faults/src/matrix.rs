@@ -158,7 +158,7 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
         ensure!(stored.iter().eq(["kept"]), "a foreign Secret was touched");
     }
     if scenario != Scenario::Conflicting {
-        cell.check_history(&scene, NAME, TARGET)?;
+        cell.check_history(&scene, NAME, TARGET, Duration::ZERO)?;
     }
     let picture = cell.picture(&scene, NAME);
     let grants = grants.len();
