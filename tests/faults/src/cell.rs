@@ -242,7 +242,7 @@ impl Cell<'_> {
             {
                 break;
             }
-            ensure!(started.elapsed() < Duration::from_secs(60), "the setting up does not get there");
+            ensure!(started.elapsed() < Duration::from_mins(1), "the setting up does not get there");
             tokio::time::sleep(POLL).await;
         }
         replica.crash().await;

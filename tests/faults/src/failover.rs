@@ -20,7 +20,7 @@ use crate::replica::{Config, Replica};
 use crate::tally::Tally;
 use crate::world::{Provider, World};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// Within which every Secret must hold a living token again, for good.
 const ALIVE_WITHIN: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(300);

@@ -211,8 +211,7 @@ impl Call {
         segments.drain(..if path.starts_with("apis/") { 3 } else { 2 }.min(segments.len()));
         let resource = match segments.as_slice() {
             ["namespaces", _] => "namespaces".to_owned(),
-            ["namespaces", _, rest @ ..] => rest.join("/"),
-            rest => rest.join("/"),
+            ["namespaces", _, rest @ ..] | rest => rest.join("/"),
         };
         let is_list = parts.method == http::Method::GET && !resource.contains('/') && resource != "namespaces";
         let verb = match () {

@@ -20,7 +20,7 @@ use crate::world::{Provider, Scene, World, now};
 const OBJECTS: usize = 10;
 /// Within which everything is as it should be after an outage.
 const RECOVERY: Duration = Duration::from_secs(30);
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 /// How long writes are refused.
 const STORM: Duration = Duration::from_secs(6);

@@ -307,7 +307,7 @@ impl Cell<'_> {
             let found = condition(object, "Refreshed").ok_or("no Refreshed")?;
             if found["reason"] == "InvalidClient" { Ok(()) } else { Err("not refused".to_owned()) }
         };
-        self.settle(&replica, crate::cell::QUIET / 2, Duration::from_secs(60), refused).await?;
+        self.settle(&replica, crate::cell::QUIET / 2, Duration::from_mins(1), refused).await?;
         replica.crash().await;
         Ok(())
     }
