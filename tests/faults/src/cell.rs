@@ -393,7 +393,8 @@ fn picture_of_object(object: &DynamicObject, credentials: Option<&Secret>) -> Va
         "failing": status["failedAttempts"].is_number(),
         "nextAttemptAt": status["nextAttemptAt"].is_string(),
         "lastHandledRefresh": status["lastHandledRefresh"],
-        "credentials": if observed.is_null() { json!(null) } else { json!(is_current) },
+        // Of a target that is not ours nothing need be remembered: not to know is always safe.
+        "credentials": if observed.is_null() || !is_ready(object) { json!(null) } else { json!(is_current) },
     })
 }
 

@@ -106,21 +106,26 @@ async fn play(world: &World, arguments: &Arguments) -> anyhow::Result<()> {
         stop_after: arguments.stop_after,
     };
     let mut tallies: Vec<Tally> = Vec::new();
+    let mut take = |tally: Tally| {
+        println!("{tally}");
+        tallies.push(tally);
+    };
     if is_wanted(Part::Matrix) {
-        tallies.push(matrix::run(world, false, share).await?);
+        take(matrix::run(world, false, share).await?);
     }
     if is_wanted(Part::Events) {
-        tallies.push(matrix::run(world, true, share).await?);
+        take(matrix::run(world, true, share).await?);
     }
     if is_wanted(Part::Failovers) {
-        tallies.push(failover::run(world, arguments.rounds, arguments.pairs, arguments.seed).await?);
+        take(failover::run(world, arguments.rounds, arguments.pairs, arguments.seed).await?);
     }
     if is_wanted(Part::Edits) {
-        tallies.push(edits::run(world, arguments.sequences, 128, arguments.seed).await?);
+        take(edits::run(world, arguments.sequences, 128, arguments.seed).await?);
     }
     if is_wanted(Part::Outages) {
-        tallies.push(outages::run(world, true, arguments.parallel).await?);
+        take(outages::run(world, true, arguments.parallel).await?);
     }
+    println!("\nIn all:");
     for tally in &tallies {
         println!("{tally}");
     }

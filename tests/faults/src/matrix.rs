@@ -328,7 +328,13 @@ async fn judge(world: &World, plot: &Plot, reference: &Reference) -> anyhow::Res
     let allowed = orphans_allowed(plot);
     ensure!(outcome.orphans <= allowed, "{} tokens were lost, {allowed} may be", outcome.orphans);
     let useful = outcome.grants - outcome.orphans;
-    ensure!(useful <= reference.grants, "{useful} grants were stored in place of {}", reference.grants);
+    // The Secret of an object that is gone is collected; until the operator can know why, it is a token that was lost.
+    let is_unseen = plot.scenario == Scenario::DeletedInFlight && matches!(plot.injection, Injection::Event(..));
+    ensure!(
+        useful <= reference.grants + usize::from(is_unseen),
+        "{useful} grants were stored in place of {}",
+        reference.grants
+    );
     ensure!(
         plot.scenario.is_cut_short() || useful == reference.grants,
         "{useful} grants were stored in place of {}",
