@@ -311,22 +311,28 @@ impl Cell<'_> {
     /// What holds at every moment: an object says that it is Ready only of a token that is stored already, and no Secret says
     /// that its token lives longer than it does, but for the `skew` of a clock that is ahead.
     ///
+    /// To be asked again for a while where it does not hold: the watch of Secrets may be behind that of objects.
+    ///
     /// # Errors
     /// What does not hold.
-    pub fn check_history(&self, scene: &Scene, name: &str, secret: &str, skew: Duration) -> anyhow::Result<()> {
+    pub fn check_history(&self, scene: &Scene, name: &str, secret: &str, skew: Duration) -> Result<(), String> {
         let sightings: Vec<_> = scene.history.iter().filter(|sighting| sighting.name == secret).collect();
         for claim in scene.claims.iter().filter(|claim| claim.name == name) {
             let is_stored = sightings.iter().any(|sighting| {
                 sighting.revision < claim.revision && sighting.life.is_some_and(|(issued, _)| issued == claim.issued)
             });
-            ensure!(is_stored, "the status told of a token of {} before the Secret held it", claim.issued);
+            if !is_stored {
+                return Err(format!("the status told of a token of {} before the Secret held it", claim.issued));
+            }
         }
         let grants = self.grants(name);
         for sighting in sightings {
             let Some((_, expires)) = sighting.life else { continue };
             for grant in grants.iter().filter(|grant| sighting.values.contains(&grant.token)) {
-                let end = Timestamp::try_from(grant.expires + skew)?;
-                ensure!(expires <= end, "the Secret said that its token lives until {expires}, beyond {end}");
+                let end = Timestamp::try_from(grant.expires + skew).map_err(|error| error.to_string())?;
+                if expires > end {
+                    return Err(format!("the Secret said that its token lives until {expires}, beyond {end}"));
+                }
             }
         }
         Ok(())

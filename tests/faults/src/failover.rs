@@ -256,7 +256,6 @@ impl<'w> Pair<'w> {
                 self.cell.grants(name).into_iter().skip(before).map(|one| one.token).collect();
             let orphans = issued.difference(&stored).count();
             ensure!(orphans <= ORPHANS, "{orphans} tokens of {name} were lost");
-            self.cell.check_history(&scene, name, name, SKEW)?;
             result.orphans += orphans;
             result.most_orphans = result.most_orphans.max(orphans);
         }
@@ -334,6 +333,7 @@ impl<'w> Pair<'w> {
                 return Err(format!("the request of {name} is not answered"));
             }
             self.cell.check_alive(&scene, name).map_err(|why| format!("{name}: {why}"))?;
+            self.cell.check_history(&scene, name, name, SKEW)?;
         }
         Ok(())
     }

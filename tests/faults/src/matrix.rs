@@ -138,6 +138,9 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
             {
                 return Err(difference);
             }
+            if scenario != Scenario::Conflicting {
+                cell.check_history(scene, NAME, TARGET, Duration::ZERO)?;
+            }
             if scenario.is_cut_short() || scenario.is_foreign() { Ok(()) } else { cell.check_alive(scene, TARGET) }
         };
         cell.settle(&replica, quiet, LIMIT, holds).await?;
@@ -156,9 +159,6 @@ async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyh
     let orphans = grants.iter().filter(|grant| !stored.contains(&grant.token)).count();
     if scenario == Scenario::Conflicting {
         ensure!(stored.iter().eq(["kept"]), "a foreign Secret was touched");
-    }
-    if scenario != Scenario::Conflicting {
-        cell.check_history(&scene, NAME, TARGET, Duration::ZERO)?;
     }
     let picture = cell.picture(&scene, NAME);
     let grants = grants.len();

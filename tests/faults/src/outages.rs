@@ -101,6 +101,15 @@ impl Header {
         Some(text.to_owned())
     }
 
+    /// What was asked for; a date has whole seconds, and nothing is asked again within a second.
+    fn shortest_wait(self) -> Duration {
+        match self {
+            Self::Soon | Self::DateSoon => Duration::from_millis(1950),
+            _ if self.is_long() => Duration::ZERO,
+            _ => Duration::from_millis(950),
+        }
+    }
+
     /// Whether it keeps the operator waiting for longer than a test may take.
     fn is_long(self) -> bool {
         matches!(self, Self::Long | Self::DateFar | Self::Huge)
@@ -308,9 +317,8 @@ async fn retry_after(world: &World, header: Header) -> anyhow::Result<Duration> 
         Ok(())
     };
     let asked = now();
-    let seen = cell.settle(&replica, Duration::ZERO, Duration::from_secs(10), limited).await;
     if header.is_long() {
-        seen?;
+        cell.settle(&replica, Duration::ZERO, Duration::from_secs(10), limited).await?;
         // A person corrects the client: that is no time to wait.
         for name in &names {
             cell.rotate(name).await?;
@@ -318,6 +326,10 @@ async fn retry_after(world: &World, header: Header) -> anyhow::Result<Duration> 
     }
     let took = refreshed_after(&cell, &names, asked).await?;
     for name in &names {
+        let asked: Vec<_> = cell.moneygo().requests_of(&cell.client_of(name)).into_iter().rev().take(2).collect();
+        let [again, first] = asked.as_slice() else { bail!("{name} asked once") };
+        let waited = again.received_at.duration_since(first.received_at).unwrap_or_default();
+        ensure!(waited >= header.shortest_wait(), "{name} asked again after {waited:?}");
         let token = token_of(&cell.scene(), name).context("a token")?;
         ensure!(cell.moneygo().state_of(&token, now()) == TokenState::Alive, "the token of {name} is dead");
         let owner = cell.scene().secrets.get(name).map(|secret| secret.owner_references().len());
