@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_millis(20);
 const ORPHANS: usize = 2;
 /// By how much the clocks of two machines differ, where they do: no order of issue can be read from them.
 const SKEW: Duration = Duration::from_secs(7);
-/// Of the lease. Longer than the shortest, since a thousand replicas share a machine.
+/// Of the lease: the shortest that the operator takes.
 const LEASE: Duration = Duration::from_secs(3);
 /// How many rounds a pair plays before it is replaced.
 const ROUNDS_OF_A_PAIR: usize = 10;

@@ -47,14 +47,14 @@ struct Arguments {
     #[arg(long, default_value_t = 1100)]
     rounds: usize,
     /// How many pairs of replicas run at the same time
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 48)]
     pairs: usize,
     /// How many sequences of edits are run
     #[arg(long, default_value_t = 1000)]
     sequences: usize,
     /// After how many violations the rest of the matrix or of the events is not run
-    #[arg(long, default_value_t = usize::MAX)]
-    stop_after: usize,
+    #[arg(long)]
+    stop_after: Option<usize>,
     /// With --replay: print what the operator logged
     #[arg(long)]
     logs: bool,
@@ -103,7 +103,7 @@ async fn play(world: &World, arguments: &Arguments) -> anyhow::Result<()> {
         parallel: arguments.parallel.max(1),
         one_of: arguments.one_of.max(1),
         seed: arguments.seed,
-        stop_after: arguments.stop_after,
+        stop_after: arguments.stop_after.unwrap_or(usize::MAX),
     };
     let mut tallies: Vec<Tally> = Vec::new();
     let mut take = |tally: Tally| {

@@ -49,6 +49,12 @@ pub struct Plot {
     pub live: bool,
 }
 
+impl Plot {
+    fn is_live(&self) -> bool {
+        self.live && self.scenario.may_be_live()
+    }
+}
+
 impl std::fmt::Display for Plot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = if self.live { "events" } else { "matrix" };
@@ -67,11 +73,9 @@ impl std::str::FromStr for Plot {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let parts: Vec<&str> = text.split(':').collect();
         let [kind, scenario, point, fault] = parts.as_slice() else { bail!("a cell is KIND:STATE:POINT:FAULT") };
-        let injection = match (*point, point.starts_with("event ")) {
-            ("none", _) => Injection::None,
-            (_, true) if point.starts_with("event ") && fault.parse::<StreamFault>().is_ok() => {
-                Injection::Event(point.parse()?, fault.parse()?)
-            }
+        let injection = match *point {
+            "none" => Injection::None,
+            of_a_watch if of_a_watch.starts_with("event ") => Injection::Event(point.parse()?, fault.parse()?),
             _ => Injection::Request(point.parse()?, fault.parse()?),
         };
         Ok(Self { scenario: scenario.parse()?, injection, live: *kind == "events" })
@@ -95,75 +99,91 @@ struct Outcome {
     reached: bool,
 }
 
-/// Plays one run to its end, and checks what holds whatever was injected.
-async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyhow::Result<Outcome> {
-    let scenario = plot.scenario;
-    let live = plot.live && scenario.may_be_live();
-    let cell = scenario.prepare(world, Provider::Revoking, live).await?;
-    let before = cell.grants(NAME).len();
-    let interposer = Interposer::new(world.admin.clone());
-    if !live {
-        scenario.change(&cell).await?;
-    }
-    let interruption = Interruption::default();
-    let interrupting = interruption.arrange(&cell, &interposer, scenario);
-    if !live {
-        arm(&interposer, &plot.injection);
-    }
-    let mut replica = Replica::start(interposer.clone(), cell.config())?;
-    if live {
+/// A run under way.
+struct Run<'r> {
+    cell: Cell<'r>,
+    plot: &'r Plot,
+    reference: Option<&'r Reference>,
+    /// Grants of the time before.
+    before: usize,
+    interruption: Interruption,
+}
+
+impl Run<'_> {
+    /// Starts the operator, with what is injected, and makes the change.
+    async fn begin(&self, interposer: &Interposer) -> anyhow::Result<Replica> {
+        let (cell, scenario) = (&self.cell, self.plot.scenario);
+        if !self.plot.is_live() {
+            scenario.change(cell).await?;
+            arm(interposer, &self.plot.injection);
+            return Replica::start(interposer.clone(), cell.config());
+        }
+        let replica = Replica::start(interposer.clone(), cell.config())?;
         if scenario.interrupted_at().is_none() {
             cell.settle(&replica, QUIET, LIMIT, |_| Ok(())).await.context("at rest")?;
             interposer.restart_count();
         }
-        arm(&interposer, &plot.injection);
-        scenario.change(&cell).await?;
+        arm(interposer, &self.plot.injection);
+        scenario.change(cell).await?;
+        Ok(replica)
     }
-    let running = async {
-        if let Injection::Request(_, Fault::Crash(_)) = plot.injection {
-            replica = crash_and_start_again(&cell, replica, scenario, &interruption).await?;
+
+    /// Crashes the operator, where that is injected, and waits until nothing more is to be done.
+    async fn finish(&self, mut replica: Replica) -> anyhow::Result<Replica> {
+        if let Injection::Request(_, Fault::Crash(_)) = self.plot.injection {
+            replica = crash_and_start_again(&self.cell, replica, self.plot.scenario, &self.interruption).await?;
         }
-        let quiet = match &plot.injection {
+        let quiet = match &self.plot.injection {
             Injection::None | Injection::Request(_, Fault::Lose | Fault::Answer(_)) => LONG_QUIET,
             _ => QUIET,
         };
-        let holds = |scene: &Scene| {
-            scenario.check(scene)?;
-            // What is about to be done again after a pause leaves no trace but this.
-            if !scenario.is_cut_short() && cell.grants(NAME).len() < before + scenario.expected().grants {
-                return Err("a grant is missing".to_owned());
-            }
-            if let Some(reference) = reference
-                && let Some(difference) = difference(&reference.picture, &cell.picture(scene, NAME))
-            {
-                return Err(difference);
-            }
-            if scenario != Scenario::Conflicting {
-                cell.check_history(scene, NAME, TARGET, Duration::ZERO)?;
-            }
-            if scenario.is_cut_short() || scenario.is_foreign() { Ok(()) } else { cell.check_alive(scene, TARGET) }
-        };
-        cell.settle(&replica, quiet, LIMIT, holds).await?;
-        anyhow::Ok(replica)
-    };
+        self.cell.settle(&replica, quiet, LIMIT, |scene| self.check(scene)).await?;
+        Ok(replica)
+    }
+
+    /// What must hold in the end, whatever was injected.
+    fn check(&self, scene: &Scene) -> Result<(), String> {
+        let (cell, scenario) = (&self.cell, self.plot.scenario);
+        scenario.check(scene)?;
+        // What is about to be done again after a pause leaves no trace but this.
+        if !scenario.is_cut_short() && cell.grants(NAME).len() < self.before + scenario.expected().grants {
+            return Err("a grant is missing".to_owned());
+        }
+        if let Some(reference) = self.reference
+            && let Some(difference) = difference(&reference.picture, &cell.picture(scene, NAME))
+        {
+            return Err(difference);
+        }
+        if scenario != Scenario::Conflicting {
+            cell.check_history(scene, NAME, TARGET, Duration::ZERO)?;
+        }
+        if scenario.is_cut_short() || scenario.is_foreign() { Ok(()) } else { cell.check_alive(scene, TARGET) }
+    }
+}
+
+/// Plays one run to its end.
+async fn play(world: &World, plot: &Plot, reference: Option<&Reference>) -> anyhow::Result<Outcome> {
+    let scenario = plot.scenario;
+    let cell = scenario.prepare(world, Provider::Revoking, plot.is_live()).await?;
+    let before = cell.grants(NAME).len();
+    let run = Run { cell, plot, reference, before, interruption: Interruption::default() };
+    let interposer = Interposer::new(world.admin.clone());
+    let interrupting = run.interruption.arrange(&run.cell, &interposer, scenario);
     let replica = tokio::select! {
-        ended = running => ended?,
+        ended = async { run.finish(run.begin(&interposer).await?).await } => ended?,
         failed = interrupting => { failed?; bail!("an interruption does not end a run") }
     };
     let requests = interposer.seen().into_iter().map(|seen| (seen.point, seen.status)).collect();
     let (events, reached) = (interposer.events(), interposer.hits() > 0);
     replica.crash().await;
-    let scene = cell.scene();
-    let stored = cell.stored(&scene, TARGET);
-    let grants = &cell.grants(NAME)[before..];
-    let orphans = grants.iter().filter(|grant| !stored.contains(&grant.token)).count();
-    if scenario == Scenario::Conflicting {
-        ensure!(stored.iter().eq(["kept"]), "a foreign Secret was touched");
-    }
-    let picture = cell.picture(&scene, NAME);
-    let grants = grants.len();
-    cell.close();
-    Ok(Outcome { picture, requests, events, grants, orphans, reached })
+    let scene = run.cell.scene();
+    let stored = run.cell.stored(&scene, TARGET);
+    ensure!(scenario != Scenario::Conflicting || stored.iter().eq(["kept"]), "a foreign Secret was touched");
+    let issued = run.cell.grants(NAME).split_off(before);
+    let orphans = issued.iter().filter(|grant| !stored.contains(&grant.token)).count();
+    let picture = run.cell.picture(&scene, NAME);
+    run.cell.close();
+    Ok(Outcome { picture, requests, events, grants: issued.len(), orphans, reached })
 }
 
 /// What happens behind the operator's back, once.
