@@ -10,8 +10,8 @@ use super::memory::Memory;
 /// Calls that may fail for other reasons than the token, in a thousand: a network is a network.
 const FAILED_PER_MILLE: u64 = 10;
 
-/// A token is replaced after 30 s, or up to a tenth of that earlier. A second is left for the way to the stand-in.
-const BETWEEN_GRANTS: Duration = Duration::from_secs(26);
+/// A token is replaced after 30 s, or up to a tenth of that earlier, rounded down. One grant too many lies within 15 s of another.
+const BETWEEN_GRANTS: Duration = Duration::from_secs(20);
 
 /// All that was counted.
 pub struct Counts {
@@ -172,7 +172,7 @@ mod tests {
             |counts| counts.refused = 1,
             |counts| counts.report.least_left_secs = Some(-0.1),
             |counts| counts.report.failed = 100,
-            |counts| counts.grants = every(25),
+            |counts| counts.grants = every(19),
             |counts| counts.report.accepted = 0,
         ];
         for make_bad in bad {
