@@ -345,7 +345,9 @@ impl Context {
         match plan {
             Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
             Plan::Forget => {
-                Self::log_dropped(o);
+                if !o.held.as_ref().is_some_and(|held| held.is_stored) {
+                    Self::log_dropped(o);
+                }
                 self.remember(&o.owner, |memory| memory.held = None);
                 Ok(Action::requeue(Duration::ZERO))
             }

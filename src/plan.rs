@@ -150,7 +150,7 @@ pub enum Plan {
     Mint(Cause),
     /// Write the token that is held.
     Store,
-    /// Forget the token that is held: it has expired, or there is nothing left to write it to.
+    /// Forget the token that is held: it has expired, there is nothing left to write it to, or it is there already.
     Forget,
     /// Write what is missing beside the token that is there.
     Mend(Box<Issue>),
@@ -260,6 +260,7 @@ pub fn plan(o: &Observed) -> Plan {
     match &o.held {
         Some(_) if is_write_refused(o) => account(o),
         Some(_) if !o.live => Plan::Look,
+        Some(held) if held.is_stored && is_of_a_later_request(o, held) => Plan::Forget,
         Some(held) if held.is_stored || !is_overtaken(o, held) => Plan::Store,
         Some(_) => plan_grant(o, spec, Cause::Settle),
         None => plan_token(o, spec),
@@ -294,6 +295,11 @@ fn is_overtaken(o: &Observed, held: &Held) -> bool {
         Target::Read { found: Found::Token(life), .. } => !held.is_stored && Some(life.issued_at) != held.replaces,
         _ => false,
     }
+}
+
+/// Another replica was given the same token later, and wrote it: what is recorded of it is newer than what we would record.
+fn is_of_a_later_request(o: &Observed, held: &Held) -> bool {
+    matches!(&o.target, Target::Read { found: Found::Token(life), .. } if life.issued_at > held.issue.life.issued_at)
 }
 
 fn plan_token(o: &Observed, spec: &Resolved) -> Plan {

@@ -910,6 +910,22 @@ fn a_held_token_that_is_in_the_target_already_is_only_recorded() {
 }
 
 #[test]
+fn a_held_token_that_another_replica_was_given_later_and_wrote_is_left_as_it_is() {
+    let mut world = holding();
+    let (token, mut issue, _) = world.held.clone().unwrap();
+    issue.life = Life { issued_at: add(issue.life.issued_at, secs(5)), repeated: true, ..issue.life };
+    world.write(&token, &issue);
+    world.status.issued_at = Some(issue.life.issued_at);
+    world.forget_the_past();
+    world.advance(6);
+    assert_eq!(plan(&world.observe(true)), Plan::Forget);
+    world.settle();
+    assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
+    assert!(world.held.is_none());
+    world.assert_well();
+}
+
+#[test]
 fn two_replicas_tokens_are_settled_by_one_more_grant() {
     let mut world = holding();
     let mine = world.held.clone().unwrap();

@@ -168,16 +168,15 @@ async fn play(stage: &mut Stage, options: &Options) -> anyhow::Result<()> {
     terminal::heading(&format!("Until refresh {rest}"));
     watch.until_refreshes(rest, REFRESH_LIMIT * 10).await?;
 
-    // Before a token is asked for by request, so that none is superseded before it is seen.
-    (counts.grants, counts.refused) = ledger(cluster).await?;
-    counts.tokens = watch.report().seen.len();
+    // Before a token is asked for by request.
+    counts.grants = grants(cluster).await?;
     let pods = operators(cluster).await?;
     counts.restarts = restarts(&pods);
     counts.memory = memory::of_pods(cluster, &pods).await.map_err(|error| format!("{error:#}"));
     let left_alone = leave_alone(cluster, &values).await;
 
     watch.look().await?;
-    (_, counts.refused) = ledger(cluster).await?;
+    counts.refused = refused(cluster).await?;
     counts.report = watch.report().clone();
     counts.delays_secs = watch.delays_secs();
     terminal::heading("What was counted");
@@ -374,12 +373,24 @@ async fn survive_the_uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many tokens the stand-in gave, and how many calls it refused.
-async fn ledger(cluster: &Cluster) -> anyhow::Result<(u64, u64)> {
-    let path = format!("/api/v1/namespaces/{APPS}/services/https:{STAND_IN}:443/proxy/_admin/counts");
-    let counts = cluster.raw(&path).await?;
-    let numbers = counts["grants"].as_u64().zip(counts["protected"]["refused"].as_u64());
-    numbers.context("the stand-in does not say what it gave")
+/// When the stand-in was asked for the tokens that it gave.
+async fn grants(cluster: &Cluster) -> anyhow::Result<Vec<Timestamp>> {
+    let requests = cluster.raw(&stand_in_path("requests")).await?;
+    let requests = requests["requests"].as_array().context("the stand-in does not tell of its requests")?;
+    let granted = requests.iter().filter(|request| !request["grant"].is_null());
+    let time = |request: &Value| Ok(request["received_at"].as_str().unwrap_or_default().parse()?);
+    granted.map(time).collect()
+}
+
+/// How many calls the stand-in refused.
+async fn refused(cluster: &Cluster) -> anyhow::Result<u64> {
+    let counts = cluster.raw(&stand_in_path("counts")).await?;
+    counts["protected"]["refused"].as_u64().context("the stand-in does not say what it refused")
+}
+
+/// Through the API server.
+fn stand_in_path(of: &str) -> String {
+    format!("/api/v1/namespaces/{APPS}/services/https:{STAND_IN}:443/proxy/_admin/{of}")
 }
 
 fn indented(text: &str) -> String {

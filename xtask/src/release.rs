@@ -20,15 +20,20 @@ use crate::{checkout, terminal, tools};
 
 const BINARY: &str = "moneygo-operator";
 /// The most that the binary may weigh: with the certificates the image stays below 14 MiB.
-const BINARY_MAX_BYTES: usize = 10 << 20;
-const MIB: f64 = 1_048_576.0;
+const BINARY_MAX_BYTES: u64 = 10 << 20;
 /// What the binary cannot do without: a list that lacks them is another program's.
 const LISTED: [&str; 3] = ["kube", "reqwest", "rustls"];
 /// Where systems keep the certificates of public authorities.
 const CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
-/// Writes `target/release-artefacts`: `out/`, which is the Dockerfile's named build context `compile`, and the SBOM.
+/// See [`write`].
 pub fn run() -> anyhow::Result<()> {
+    write().map(drop)
+}
+
+/// Writes `target/release-artefacts`, which is the Dockerfile's named build context `compile` and holds the SBOM, too.
+/// Returns that folder.
+pub fn write() -> anyhow::Result<PathBuf> {
     let certificates = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let certificates = certificates.into_iter().chain(CERTIFICATES.map(PathBuf::from)).find(|file| file.is_file());
     let certificates = certificates.context("no certificates for the image: install ca-certificates")?;
@@ -43,7 +48,7 @@ pub fn run() -> anyhow::Result<()> {
     fs::write(artefacts.join(format!("{BINARY}.cdx.json")), &built.sbom).context("cannot write the SBOM")?;
     terminal::heading(&format!("Wrote {}", artefacts.display()));
     println!("{built}");
-    Ok(())
+    Ok(artefacts)
 }
 
 /// Builds what is committed twice, from two folders, each with a target folder of its own, and compares.
@@ -76,7 +81,7 @@ pub fn reproduce() -> anyhow::Result<()> {
 /// A binary that was built and looked at.
 struct Build {
     path: PathBuf,
-    bytes: usize,
+    bytes: u64,
     /// SHA-256, in hexadecimal.
     sum: String,
     /// How many packages the list within it names.
@@ -90,7 +95,7 @@ impl Build {
     fn make(leash: &Leash, source: &Path, target: &Path) -> anyhow::Result<Self> {
         let path = compile(leash, source, target)?;
         let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let bytes = content.len();
+        let bytes = u64::try_from(content.len())?;
         ensure!(bytes <= BINARY_MAX_BYTES, "{bytes} bytes: at most {BINARY_MAX_BYTES} may be");
         ensure_static(&path)?;
         ensure_nameless(&content, &[source, target, &cargo_home()?])?;
@@ -103,11 +108,10 @@ impl Build {
 }
 
 impl fmt::Display for Build {
-    #[expect(clippy::cast_precision_loss, reason = "no binary has 2^52 bytes")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bytes, sum, packages, components, .. } = self;
         writeln!(f, "    sha256 {sum}")?;
-        writeln!(f, "    {bytes} bytes ({:.2} MiB), statically linked", *bytes as f64 / MIB)?;
+        writeln!(f, "    {bytes} bytes ({:.2} MiB), statically linked", terminal::mebibytes(*bytes))?;
         write!(f, "    it lists {packages} packages (.dep-v0); its SBOM has {components} components")
     }
 }

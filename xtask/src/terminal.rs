@@ -61,6 +61,12 @@ pub fn plain(program: impl AsRef<OsStr>, checkout: &Path) -> Command {
     command
 }
 
+/// A number of bytes in MiB.
+#[expect(clippy::cast_precision_loss, reason = "it is shown with a decimal or two")]
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -99,6 +99,8 @@ impl Scripts {
             .env(BINARIES.0, &self.binaries)
             .env(STATE.0, &self.state)
             .env("KUBECONFIG", self.state.join("kubeconfig"));
+        // Even if it is killed, nothing is left: `down` removes the folder.
+        command.env("TMPDIR", &self.state);
         // For a root that is in a container itself.
         command.envs([("STORAGE_DRIVER", "vfs"), ("BUILDAH_ISOLATION", "chroot")]);
         Ok(command)

@@ -9,14 +9,13 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use moneygo_controlplane::Leash;
-use tokio::process::Command;
+use tokio::{process::Command, task::spawn_blocking};
 
 use super::command::{self, printed};
-use crate::{checkout, terminal, tools};
+use crate::{checkout, release, terminal, tools};
 
-/// How long a step may take. The operator's release build is the longest, with 6 minutes on two busy cores.
+/// How long a step may take.
 const LIMIT: Duration = Duration::from_mins(20);
-const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Of each image.
 pub const TAG: &str = "e2e";
 
@@ -85,7 +84,7 @@ impl Images {
         terminal::heading(&format!("Building the images with {}", builder.name()));
         let folder = leash.folder();
         let operator = format!("{}:{TAG}", self.operator);
-        let context = prebuilt(&target, folder).await?;
+        let context = spawn_blocking(release::write).await??;
         let (dockerfile, root) = (checkout().join("Dockerfile"), checkout().display().to_string());
         let file = dockerfile.display().to_string();
         let stage = format!("compile={}", context.display());
@@ -103,49 +102,23 @@ impl Images {
     }
 }
 
-/// Compiles all three, for this machine's architecture, and returns the folder of the target's profiles.
+/// Compiles what stands beside the operator, for this machine's architecture. Returns the folder of the target's profiles.
 async fn compile() -> anyhow::Result<PathBuf> {
     ensure!(cfg!(target_os = "linux"), "the images are built of binaries that are compiled here, and this is no Linux");
     let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    for arguments in [
-        // As docs/install.md has it.
-        &["--release", "--package", "moneygo-operator", "--bin", "moneygo-operator"][..],
-        &["--package", "fake-moneygo", "--package", "token-consumer", "--bins"],
-    ] {
-        let mut cargo = Command::from(terminal::cargo(checkout()));
-        cargo.args(["build", "--locked", "--target", &target]).args(arguments);
-        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-        let status = command::shown(&mut cargo, LIMIT).await?;
-        ensure!(status.success(), "they do not compile: see above");
-    }
+    let mut cargo = Command::from(terminal::cargo(checkout()));
+    cargo.args(["build", "--locked", "--target", &target]);
+    cargo.args(["--package", "fake-moneygo", "--package", "token-consumer", "--bins"]);
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let status = command::shown(&mut cargo, LIMIT).await?;
+    ensure!(status.success(), "they do not compile: see above");
     let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout().join("target"), PathBuf::from);
     Ok(folder.join(target))
-}
-
-/// What takes the place of the Dockerfile's stage "compile".
-async fn prebuilt(target: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
-    let context = folder.join("prebuilt");
-    let out = context.join("out");
-    fs::create_dir_all(&out)?;
-    let binary = target.join("release/moneygo-operator");
-    copy(&binary, &out.join("moneygo-operator"))?;
-    copy(Path::new(AUTHORITIES), &out.join("ca-certificates.crt"))?;
-    let bytes = fs::metadata(&binary)?.len() + fs::metadata(AUTHORITIES)?.len();
-    let linked = printed(Command::new("ldd").arg(&binary), LIMIT).await?;
-    ensure!(linked.contains("statically linked"), "{} needs shared libraries: {linked}", binary.display());
-    println!("    the operator: {}, {:.1} MiB with the certificates", linked.trim(), mebibytes(bytes));
-    Ok(context)
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     Ok(())
-}
-
-/// A number of bytes in MiB.
-#[expect(clippy::cast_precision_loss, reason = "it is shown with one decimal")]
-pub fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / 1_048_576.0
 }
 
 /// Saves the image, has the command load it, and leaves nothing of it here.

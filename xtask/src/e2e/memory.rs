@@ -5,7 +5,8 @@ use std::{fmt, fs, path::Path};
 use anyhow::Context;
 use serde_json::Value;
 
-use super::{cluster::Cluster, images::mebibytes};
+use super::cluster::Cluster;
+use crate::terminal::mebibytes;
 
 /// Of one Pod's container.
 pub struct Memory {
