@@ -348,13 +348,11 @@ async fn judge(world: &World, plot: &Plot, reference: &Reference) -> anyhow::Res
     let allowed = orphans_allowed(plot);
     ensure!(outcome.orphans <= allowed, "{} tokens were lost, {allowed} may be", outcome.orphans);
     let useful = outcome.grants - outcome.orphans;
-    // The Secret of an object that is gone is collected; until the operator can know why, it is a token that was lost.
+    // The Secret of an object that is gone is collected; until the operator can know why, it is a token that was lost, of which
+    // the allowance has three.
     let is_unseen = plot.scenario == Scenario::DeletedInFlight && matches!(plot.injection, Injection::Event(..));
-    ensure!(
-        useful <= reference.grants + usize::from(is_unseen),
-        "{useful} grants were stored in place of {}",
-        reference.grants
-    );
+    let most = reference.grants + if is_unseen { 3 } else { 0 };
+    ensure!(useful <= most, "{useful} grants were stored in place of {}", reference.grants);
     ensure!(
         plot.scenario.is_cut_short() || useful == reference.grants,
         "{useful} grants were stored in place of {}",
