@@ -9,6 +9,7 @@ mod ci;
 mod coverage;
 mod demo;
 mod e2e;
+mod faults;
 mod fuzz;
 mod generate;
 mod mutants;
@@ -39,6 +40,12 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         step: Option<String>,
     },
+    /// Inject faults at every request, in every state, on a real API server: matrix, events, failovers, edits, outages
+    Faults {
+        /// What is run (everything where unset), and its options: see `cargo xtask faults -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Give the readers of answers, Secrets and objects inputs of every kind
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         Command::E2e(options) => return e2e::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Ci { step } => ci::run(step.as_deref()),
+        Command::Faults { arguments } => faults::run(&arguments),
         Command::Coverage => coverage::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),

@@ -272,6 +272,26 @@ impl ControlPlane {
         self.signal_apiserver(Signal::CONT).map(drop)
     }
 
+    /// Makes the store stand still, and with it every request that is not answered from a cache.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub fn pause_etcd(&self) -> Result<()> {
+        self.signal_etcd(Signal::STOP)
+    }
+
+    /// Lets a paused store go on.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub fn resume_etcd(&self) -> Result<()> {
+        self.signal_etcd(Signal::CONT)
+    }
+
+    fn signal_etcd(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.servers().etcd.process), signal).context("cannot signal etcd")
+    }
+
     pub(crate) fn audit_path(&self) -> PathBuf {
         audit_path(self.leash.folder())
     }
