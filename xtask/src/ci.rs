@@ -9,11 +9,14 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{checkout, generate, terminal, test, tools};
+use crate::{checkout, generate, simulate, terminal, test, tools};
 
 /// How long the database of advisories may take to come.
 const FETCH_LIMIT: Duration = Duration::from_mins(2);
 const FETCH_POLL: Duration = Duration::from_millis(100);
+
+/// Simulated runs at each change.
+const SEEDS: &str = "10000";
 
 /// How a step ended.
 enum Outcome {
@@ -75,6 +78,7 @@ pub fn run() -> anyhow::Result<()> {
         let mut doc = terminal::cargo(checkout());
         succeed(doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "--deny warnings"))
     });
+    steps.take("simulation", || simulate::run(&["--seeds".to_owned(), SEEDS.to_owned()]).map(|()| Outcome::Passed));
     steps.take("tests", || tests(&mut tested));
     steps.table();
     if let Some(tested) = tested {

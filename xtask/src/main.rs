@@ -9,6 +9,7 @@ mod ci;
 mod coverage;
 mod demo;
 mod generate;
+mod simulate;
 mod terminal;
 mod test;
 mod tools;
@@ -35,6 +36,13 @@ enum Command {
     },
     /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
     Ci,
+    /// Run the operator in simulated worlds: --seeds N, or --seed S to see one; --help tells the rest
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// Arguments for the simulation
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
@@ -50,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => return demo::run(&options),
         Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
         Command::Ci => ci::run(),
+        Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Coverage => coverage::run(),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
