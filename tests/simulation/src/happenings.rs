@@ -213,20 +213,20 @@ impl World {
     fn excuse_for(&mut self, one: Disturbance, now: Millis) {
         let end = now + one.lasts;
         let failover = self.failover();
-        // A wait doubles, so that it is hardly longer than all before it; what ran into several faults has waited for long.
-        let backoff = (end * 13 / 10 + 10 * SECOND).min(GRANT_BACKOFF);
         let (object, hinders, linger) = match one.what {
             What::Strike(..) | What::GrantsLost(_) => return,
             // A write that was refused is tried again as a failed grant is.
-            What::ApiFlaky(_, Away::Status(403)) => (None, Hinders::Cluster, backoff + failover),
+            What::ApiFlaky(_, Away::Status(403)) => (None, Hinders::Cluster, GRANT_BACKOFF + failover),
             What::ApiAway(..) | What::ApiFlaky(..) | What::ApiSlow(_) => (None, Hinders::Cluster, CLUSTER_BACKOFF + failover),
             What::WatchCut(..) | What::WatchBehind(..) => (None, Hinders::Cluster, CLUSTER_BACKOFF),
             What::WatchSlow(_, longest) => (None, Hinders::Cluster, longest + 10 * SECOND),
             What::EndpointAway(_) => (None, Hinders::Grants, RECOVERY + REACTION + 10 * SECOND),
-            What::EndpointSlow(_) | What::BadAnswers => (None, Hinders::Grants, backoff + REACTION),
+            What::EndpointSlow(_) | What::BadAnswers => (None, Hinders::Grants, GRANT_BACKOFF + REACTION),
             What::RateLimited(RetryAfter::Seconds(secs)) => (None, Hinders::Grants, (secs.min(3600) + 12) * SECOND),
-            What::RateLimited(RetryAfter::Date(_)) => (None, Hinders::Grants, 3612 * SECOND),
-            What::RateLimited(_) => (None, Hinders::Grants, backoff + REACTION),
+            // With a clock that is wrong, a date may be any time from now to the longest wait.
+            What::RateLimited(RetryAfter::Date(_)) if self.has_wrong_clocks() => (None, Hinders::Grants, 3612 * SECOND),
+            What::RateLimited(RetryAfter::Date(secs)) => (None, Hinders::Grants, (secs.min(3600) + 12) * SECOND),
+            What::RateLimited(_) => (None, Hinders::Grants, GRANT_BACKOFF + REACTION),
             What::InvalidClient(object) | What::CredentialsGone(object) | What::CredentialsWrong(object) => {
                 (Some(object), Hinders::Grants, REACTION)
             }
@@ -285,6 +285,10 @@ impl World {
             _ => return,
         };
         self.allow(object, grants);
+    }
+
+    fn has_wrong_clocks(&self) -> bool {
+        self.disturbances.iter().any(|one| matches!(one.what, What::ClockWrong(..)))
     }
 
     /// A grant has reached a process that lives.

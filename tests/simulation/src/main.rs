@@ -29,9 +29,9 @@ struct Options {
     /// Run this seed alone, and print what happens
     #[arg(long)]
     seed: Option<u64>,
-    /// Of that seed, keep only the disturbances at these places
-    #[arg(long, requires = "seed", value_delimiter = ',', num_args = 0..)]
-    keep: Option<Vec<usize>>,
+    /// Of that seed, keep only the disturbances at these places, as in 0,3; none where empty
+    #[arg(long, requires = "seed")]
+    keep: Option<String>,
     /// Threads [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -60,9 +60,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn replay(seed: u64, keep: Option<&[usize]>) -> anyhow::Result<bool> {
+fn replay(seed: u64, keep: Option<&str>) -> anyhow::Result<bool> {
+    let places = |keep: &str| keep.split(',').filter_map(|place| place.trim().parse().ok()).collect::<Vec<usize>>();
+    let keep = keep.map(places);
     println!("{:#?}", Setting::of(seed));
-    let outcome = run_seed(&token_clients()?, seed, keep, true)?;
+    let outcome = run_seed(&token_clients()?, seed, keep.as_deref(), true)?;
     for line in &outcome.trace {
         println!("{line}");
     }
@@ -147,7 +149,7 @@ fn explain(sum: &Sum) -> anyhow::Result<()> {
             }
         }
         let places: Vec<String> = kept.iter().map(ToString::to_string).collect();
-        println!("    replay: cargo xtask simulate --seed {seed} --keep {}", places.join(","));
+        println!("    replay: cargo xtask simulate --seed {seed} --keep \"{}\"", places.join(","));
     }
     Ok(())
 }

@@ -132,8 +132,17 @@ impl Run {
             }
             self.advance_until(end)?;
         }
-        if !self.is_over() {
-            oracle::judge_end(&mut lock(&self.world), self.now);
+        // A planned refresh may be under way at any moment.
+        let end = self.now + oracle::patience(&lock(&self.world));
+        while !self.is_over() {
+            let wrong = oracle::wrong(&lock(&self.world), self.now);
+            match wrong {
+                None => break,
+                Some(wrong) if self.now >= end => {
+                    lock(&self.world).violate("in the end all is as the spec says", self.now, wrong);
+                }
+                Some(_) => self.advance((self.now + self.step).min(end))?,
+            }
         }
         Ok(())
     }

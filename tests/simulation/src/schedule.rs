@@ -100,7 +100,7 @@ impl Setting {
             _ => random.magnitude(86_400, 30 * 86_400) * SECOND,
         };
         let replicas = if random.percent(60) { NODES } else { 1 };
-        let lease_secs = (lifetime / SECOND / 40).clamp(3, 60).min(random.pick(15, &[3, 30, 60]).max(3));
+        let lease_secs = (lifetime / SECOND / 20).clamp(random.pick(15, &[15, 15, 6]), random.pick(15, &[30, 60]));
         let count = random.pick(1, &[1, 2, 2, 3, 5]);
         let objects = (0..count).map(|_| object(&mut random, lifetime)).collect();
         let mode = match random.below(100) {
@@ -413,7 +413,8 @@ fn of_api(random: &mut Random, setting: &Setting) -> (Millis, What) {
         0..=2 => What::ApiAway(None, how),
         3..=5 => What::ApiAway(Some(node(random, setting)), how),
         6..=8 => {
-            let how = random.pick(Away::Refused, &[Away::Status(500), Away::Status(409), Away::Status(429), Away::Status(403), Away::AnswersLost]);
+            let refusal = if setting.lifetime < 2 * MINUTE { 500 } else { 403 };
+            let how = random.pick(Away::Refused, &[Away::Status(refusal), Away::Status(409), Away::Status(429), Away::AnswersLost]);
             What::ApiFlaky(random.between(10, 60), how)
         }
         _ => What::ApiSlow(random.magnitude(500, 15 * SECOND)),
@@ -433,11 +434,17 @@ fn of_watches(random: &mut Random, setting: &Setting) -> (Millis, What) {
 
 fn of_endpoint(random: &mut Random, setting: &Setting, object: usize) -> (Millis, What) {
     let lasts = length(random, setting);
+    // Waits of an hour are for tokens that live for hours, or a run would be nothing but waiting.
+    let longest_wait = (setting.lifetime / SECOND * 2).min(4000);
     let what = match random.below(12) {
+        5..=7 if setting.lifetime < 2 * MINUTE && random.percent(80) => {
+            let secs = random.magnitude(1, longest_wait);
+            What::RateLimited(random.pick(RetryAfter::Seconds(secs), &[RetryAfter::Date(secs)]))
+        }
         0..=3 => What::EndpointAway(away(random)),
         4 => What::EndpointSlow(random.magnitude(500, 9 * SECOND)),
         5..=6 => {
-            let secs = random.magnitude(1, 4000);
+            let secs = random.magnitude(1, longest_wait);
             What::RateLimited(random.pick(
                 RetryAfter::Missing,
                 &[RetryAfter::Seconds(secs), RetryAfter::Date(secs), RetryAfter::Nonsense],

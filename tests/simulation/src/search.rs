@@ -92,7 +92,8 @@ fn work(next: &AtomicU64, end: u64, failures: &AtomicU64, most_failures: usize) 
             break;
         }
         let outcome = run_seed(&clients, seed, None, false)?;
-        if outcome.violation.is_some() {
+        if let Some(violation) = &outcome.violation {
+            println!("seed {seed} failed: {}: {}", violation.promise, violation.detail);
             failures.fetch_add(1, Ordering::Relaxed);
         }
         sum.add(seed, outcome);

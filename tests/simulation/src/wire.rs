@@ -131,7 +131,9 @@ async fn serve(world: Shared, node: usize, request: Request<Body>) -> Result<Res
         let answer = oracle::carry_out(&mut world, node, &call, now);
         world.pulse.send_replace(());
         let code = answer.as_ref().map_or_else(|refusal| refusal.code, |_| 200);
-        world.note(now, || format!("node {node}: {} -> {code}", call.text()));
+        if call.kind != Kind::Lease || code != 200 {
+            world.note(now, || format!("node {node}: {} -> {code}", call.text()));
+        }
         answer
     };
     travel(&world, node, fate, Phase::Committed, &call.text()).await;
