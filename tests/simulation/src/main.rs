@@ -114,10 +114,11 @@ fn many(options: &Options) -> anyhow::Result<bool> {
     explain(&sum)?;
     let counts = sum.counts;
     println!(
-        "{} seeds, {} violations, {:.1} simulated years, {} disturbances, {} crashes, {} freezes, {} grants, {} token requests, \
+        "{} seeds, {} violations, {} of what is known, {:.1} simulated years, {} disturbances, {} crashes, {} freezes, {} grants, {} token requests, \
          {} API requests, {elapsed:.0} s",
         sum.seeds,
         sum.failed.len(),
+        sum.known,
         years(counts.simulated),
         counts.disturbances,
         counts.crashes,
