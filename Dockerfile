@@ -4,7 +4,8 @@
 #   docker build -t moneygo-operator .
 #
 # A binary that is there already takes the place of the stage "compile": a folder that holds out/moneygo-operator and
-# out/ca-certificates.crt, given as a named build context. No other image is pulled then:
+# out/ca-certificates.crt (`cargo xtask release` writes one: target/release-artefacts), given as a named build context. No other
+# image is pulled then:
 #
 #   docker build --build-context compile=FOLDER -t moneygo-operator .
 
@@ -32,28 +33,32 @@ RUN set -eu; \
         "CARGO_BUILD_TARGET=$target" \
         "CARGO_TARGET_$(echo "$target" | tr a-z- A-Z_)_LINKER=$tools-gcc" \
         "CC_$(echo "$target" | tr - _)=$tools-gcc" \
-        "RUSTFLAGS='-C target-feature=+crt-static'" \
+        "RUSTFLAGS='-C target-feature=+crt-static --remap-path-prefix=$CARGO_HOME=/cargo'" \
         > environment
+
+# Puts the list of dependencies into the binary, for whoever scans the image. The version of xtask/src/tools.rs.
+RUN cargo install --locked --version 0.7.7 cargo-auditable
 
 # The dependencies: a layer of their own, which a change of the sources leaves as it is. Cargo wants a file for each
 # target that a manifest names.
 COPY Cargo.toml Cargo.lock ./
+COPY tests/consumer/Cargo.toml tests/consumer/
 COPY tests/controlplane/Cargo.toml tests/controlplane/
 COPY tests/fake-moneygo/Cargo.toml tests/fake-moneygo/
 COPY xtask/Cargo.toml xtask/
 RUN set -eu; \
-    mkdir -p src/bin tests/controlplane/src tests/fake-moneygo/src xtask/src; \
-    touch src/lib.rs tests/controlplane/src/lib.rs tests/fake-moneygo/src/lib.rs; \
+    mkdir -p src/bin tests/consumer/src tests/controlplane/src tests/fake-moneygo/src xtask/src; \
+    touch src/lib.rs tests/consumer/src/lib.rs tests/controlplane/src/lib.rs tests/fake-moneygo/src/lib.rs; \
     echo 'fn main() {}' | tee src/main.rs src/bin/crdgen.rs xtask/src/main.rs >tests/fake-moneygo/src/main.rs; \
     . ./environment; \
-    cargo build --release --locked --bin moneygo-operator
+    cargo auditable build --release --locked --bin moneygo-operator
 
 COPY src src
 # The files keep the times of the checkout, which may be older than what was compiled a layer ago.
 RUN set -eu; \
     . ./environment; \
     touch src/lib.rs src/main.rs; \
-    cargo build --release --locked --bin moneygo-operator; \
+    cargo auditable build --release --locked --bin moneygo-operator; \
     mkdir /out; \
     cp "target/$CARGO_BUILD_TARGET/release/moneygo-operator" /etc/ssl/certs/ca-certificates.crt /out/
 

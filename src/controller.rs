@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::caches::{Caches, Guarded, ObjectKey};
 use crate::clock::Clock;
-use crate::crd::MoneyGoCredential;
+use crate::crd::{MoneyGoCredential, Resolved};
 use crate::digest::DigestKey;
 use crate::error::Error;
 use crate::events::Notices;
@@ -36,7 +36,7 @@ use crate::grants::{Grants, Permit};
 use crate::lease::Leadership;
 use crate::memory::{Memories, Memory};
 use crate::plan::{self, Observed, Plan};
-use crate::secret::Owner;
+use crate::secret::{self, Owner};
 use crate::telemetry::{Metrics, Probes};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
@@ -57,6 +57,12 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const JUMP: SignedDuration = SignedDuration::from_secs(2);
 /// How long an owner that the API server refuses to change is left as it is.
 const OWNER_REFUSED_FOR: SignedDuration = SignedDuration::from_hours(1);
+/// The first wait between two attempts to watch.
+const WATCH_RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait between two attempts to watch.
+const WATCH_RETRY_LAST: Duration = Duration::from_secs(5);
+/// A watch that lasted for as long works: if it ends, the next attempt is made soon.
+const WATCH_LASTS: Duration = Duration::from_secs(30);
 /// The longest wait between two attempts to get the key of the digests.
 const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
@@ -256,6 +262,13 @@ struct Sight {
     target: Option<Secret>,
 }
 
+impl Sight {
+    /// The token in the target, where it is one that we wrote.
+    fn stored_token(&self, o: &Observed, spec: &Resolved) -> Option<&str> {
+        secret::stored_token(self.target.as_ref()?, o.target.facts()?, spec)
+    }
+}
+
 async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
     let started = std::time::Instant::now();
     let result = match &object.0 {
@@ -332,7 +345,9 @@ impl Context {
         match plan {
             Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
             Plan::Forget => {
-                Self::log_dropped(o);
+                if !o.held.as_ref().is_some_and(|held| held.is_stored) {
+                    Self::log_dropped(o);
+                }
                 self.remember(&o.owner, |memory| memory.held = None);
                 Ok(Action::requeue(Duration::ZERO))
             }

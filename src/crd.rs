@@ -740,6 +740,12 @@ macro_rules! reasons {
                 }
             }
 
+            /// The reason of that name.
+            #[must_use]
+            pub fn of(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+            }
+
             /// What it means and what to do.
             #[must_use]
             pub const fn description(self) -> &'static str {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use crate::caches::ObjectKey;
 use crate::crd::MoneyGoCredentialStatus;
+use crate::plan::Failed;
 use crate::schedule::Allowance;
 use crate::secret::{Issue, Version};
 use crate::token::AccessToken;
@@ -59,6 +60,8 @@ pub struct Memory {
     pub held: Option<HeldToken>,
     /// The last attempt that failed.
     pub attempt: Option<Attempt>,
+    /// How it failed, until the status tells of it: what the API server does not take must not be asked for again and again.
+    pub untold: Option<Failed>,
     /// Until when the target's owner is left as it is, since the API server refused to change it.
     pub owner_refused_until: Option<Timestamp>,
     /// Since when it waits for leave to ask for a token.
@@ -80,6 +83,7 @@ impl Memory {
             verified: None,
             held: None,
             attempt: None,
+            untold: None,
             owner_refused_until: None,
             waits_since: None,
             api_failures: 0,

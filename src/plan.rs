@@ -80,7 +80,9 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    fn version(&self) -> Option<&Version> {
+    /// Its version, where it is there.
+    #[must_use]
+    pub fn version(&self) -> Option<&Version> {
         match self {
             Self::Missing => None,
             Self::Seen(version) | Self::Read { version, .. } => Some(version),
@@ -148,7 +150,7 @@ pub enum Plan {
     Mint(Cause),
     /// Write the token that is held.
     Store,
-    /// Forget the token that is held: it has expired, or there is nothing left to write it to.
+    /// Forget the token that is held: it has expired, there is nothing left to write it to, or it is there already.
     Forget,
     /// Write what is missing beside the token that is there.
     Mend(Box<Issue>),
@@ -258,6 +260,7 @@ pub fn plan(o: &Observed) -> Plan {
     match &o.held {
         Some(_) if is_write_refused(o) => account(o),
         Some(_) if !o.live => Plan::Look,
+        Some(held) if held.is_stored && is_of_a_later_request(o, held) => Plan::Forget,
         Some(held) if held.is_stored || !is_overtaken(o, held) => Plan::Store,
         Some(_) => plan_grant(o, spec, Cause::Settle),
         None => plan_token(o, spec),
@@ -292,6 +295,11 @@ fn is_overtaken(o: &Observed, held: &Held) -> bool {
         Target::Read { found: Found::Token(life), .. } => !held.is_stored && Some(life.issued_at) != held.replaces,
         _ => false,
     }
+}
+
+/// Another replica was given the same token later, and wrote it: what is recorded of it is newer than what we would record.
+fn is_of_a_later_request(o: &Observed, held: &Held) -> bool {
+    matches!(&o.target, Target::Read { found: Found::Token(life), .. } if life.issued_at > held.issue.life.issued_at)
 }
 
 fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
@@ -509,9 +517,9 @@ fn observed_credentials(o: &Observed) -> Option<Version> {
 
 fn remembered_problem(o: &Observed) -> Option<CredentialsProblem> {
     let refreshed = o.status.conditions.iter().find(|one| one.type_ == ConditionType::Refreshed.as_str())?;
-    match refreshed.reason.as_str() {
-        reason if reason == Reason::CredentialsIncomplete.as_str() => Some(CredentialsProblem::Incomplete),
-        reason if reason == Reason::CredentialsMalformed.as_str() => Some(CredentialsProblem::Malformed),
+    match Reason::of(&refreshed.reason) {
+        Some(Reason::CredentialsIncomplete) => Some(CredentialsProblem::Incomplete),
+        Some(Reason::CredentialsMalformed) => Some(CredentialsProblem::Malformed),
         _ => None,
     }
 }
@@ -697,13 +705,7 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
             "there is no token, and none is asked for while spec.suspend is true",
         );
     }
-    if is_immutable(o) {
-        return immutable();
-    }
-    if let Some(failure) = &o.failure {
-        return Verdict::new(State::False, failure.reason, failure.message.clone());
-    }
-    if let Some(verdict) = overwritten(o, token) {
+    if let Some(verdict) = hindrance(o, token) {
         return verdict;
     }
     if o.outage {
@@ -712,12 +714,17 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
     Verdict::new(State::False, Reason::Pending, "a token is being asked for")
 }
 
-fn immutable() -> Verdict {
-    Verdict::new(
-        State::False,
-        Reason::TargetImmutable,
-        "the target Secret has `immutable: true`, so that no token can be written to it: delete it, and it is made anew",
-    )
+/// What keeps a token from coming, or from being written, whatever the credentials.
+fn hindrance(o: &Observed, token: &Token) -> Option<Verdict> {
+    if is_immutable(o) {
+        return Some(Verdict::new(
+            State::False,
+            Reason::TargetImmutable,
+            "the target Secret has `immutable: true`, so that no token can be written to it: delete it, and it is made anew",
+        ));
+    }
+    let failed = |failure: &Failure| Verdict::new(State::False, failure.reason, failure.message.clone());
+    o.failure.as_ref().map(failed).or_else(|| overwritten(o, token))
 }
 
 /// Someone keeps replacing the token, so that the allowance is spent.
@@ -746,13 +753,7 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdic
     if let Some((reason, message)) = credentials_problem(o) {
         return Verdict::new(State::False, reason, message);
     }
-    if is_immutable(o) {
-        return immutable();
-    }
-    if let Some(failure) = &o.failure {
-        return Verdict::new(State::False, failure.reason, failure.message.clone());
-    }
-    if let Some(verdict) = overwritten(o, token) {
+    if let Some(verdict) = hindrance(o, token) {
         return verdict;
     }
     match token {
@@ -805,14 +806,33 @@ pub fn urgency(o: &Observed) -> Timestamp {
     life.map(|life| life.expires_at).or(o.created).unwrap_or(o.now)
 }
 
-/// The failure that the status tells of, unless it no longer counts: the spec or the credentials are others since, or
-/// `changed` says that something else is.
+/// An attempt that failed, and what it was made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// How it failed.
+    pub failure: Failure,
+    /// The object's `metadata.generation`.
+    pub generation: Option<i64>,
+    /// The credentials Secret.
+    pub credentials: Option<Version>,
+}
+
+/// The failure that the status tells of, or a later one that could not be told yet (`untold`), unless it no longer counts:
+/// the spec or the credentials are others since, or `changed` says that something else is.
 #[must_use]
-pub fn standing_failure(o: &Observed, changed: bool) -> Option<Failure> {
-    let failure = Failure::in_status(&o.status)?;
-    let others =
-        o.credentials.version().is_some_and(|version| observed_credentials(o).is_some_and(|seen| seen != *version));
-    if changed || others || o.status.observed_generation != o.generation {
+pub fn standing_failure(o: &Observed, untold: Option<&Failed>, changed: bool) -> Option<Failure> {
+    let told = Failure::in_status(&o.status).map(|failure| Failed {
+        failure,
+        generation: o.status.observed_generation,
+        credentials: observed_credentials(o),
+    });
+    // Another replica may have had a token since.
+    let untold =
+        untold.filter(|failed| o.status.issued_at.is_none_or(|issued_at| issued_at <= failed.failure.at)).cloned();
+    let Failed { failure, generation, credentials } =
+        told.into_iter().chain(untold).max_by_key(|failed| failed.failure.at)?;
+    let others = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
+    if changed || others || generation != o.generation {
         return None;
     }
     let credible = schedule::is_credible_attempt(failure.next_attempt_at, o.now);

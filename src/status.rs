@@ -71,7 +71,7 @@ impl Failure {
         let attempts = status.failed_attempts.filter(|attempts| *attempts > 0)?;
         let refreshed = condition(status, ConditionType::Refreshed)
             .filter(|refreshed| refreshed.status == State::False.as_str())?;
-        let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == refreshed.reason)?;
+        let reason = Reason::of(&refreshed.reason)?;
         let at = status.last_failure_time?;
         let next_attempt_at = status.next_attempt_at.unwrap_or(at);
         Some(Self { reason, message: refreshed.message.clone(), at, attempts, next_attempt_at })

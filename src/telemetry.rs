@@ -30,7 +30,7 @@ use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::level_filters::LevelFilter;
-use tracing::{Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -98,10 +98,12 @@ fn ceiling(target: &str) -> LevelFilter {
     }
 }
 
-/// kube's span around each reconcile is left out: our own lines name the object as fields.
+/// kube's span around each reconcile is left out: our own lines name the object as fields. So is its word on each request
+/// that failed, which names nothing: our own lines say what failed, once.
 fn is_clean(metadata: &Metadata<'_>) -> bool {
     let repeats_the_object = metadata.is_span() && metadata.target().starts_with("kube_runtime::controller");
-    !repeats_the_object && *metadata.level() <= ceiling(metadata.target())
+    let repeats_the_failure = *metadata.level() == Level::ERROR && metadata.target() == "kube_client::client::builder";
+    !repeats_the_object && !repeats_the_failure && *metadata.level() <= ceiling(metadata.target())
 }
 
 fn log_layer<S, W>(level: &LogLevel, format: LogFormat, colour: bool, writer: W) -> Result<impl Layer<S>, LogError>
@@ -416,6 +418,7 @@ mod tests {
             tracing::warn!(target: "kube_client::client", "canary-body");
             tracing::error!(target: "kube_client::client::auth", "canary-auth");
             tracing::error!(target: "kube_client::config", "canary-kubeconfig");
+            tracing::error!(target: "kube_client::client::builder", "canary-failed-with-nothing-named");
             tracing::debug!(target: "kube_runtime::watcher", "canary-parser");
             tracing::trace!(target: "kube_runtime::controller", "canary-object");
             for level_and_target in [

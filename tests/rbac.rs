@@ -7,20 +7,18 @@ mod stage;
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::PolicyRule;
-use kube::api::ObjectMeta;
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta};
 use moneygo_controlplane::{Access, AuditEvent, AuditMark};
+use moneygo_operator::crd::MoneyGoCredential;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use stage::{SOON, Stage};
-use tokio::sync::Mutex;
 
 const CRD: &str = include_str!("../crds/moneygocredentials.money-go.com.yaml");
 const CLUSTER: &str = include_str!("../docs/rbac/cluster.yaml");
 const NAMESPACED: &str = include_str!("../docs/rbac/namespaced.yaml");
-
-/// The schema is the control plane's, and these tests run side by side.
-static SCHEMA: Mutex<()> = Mutex::const_new(());
 
 /// The CRD of a time when `spec.suspend` was a text.
 fn older_crd() -> String {
@@ -30,10 +28,10 @@ fn older_crd() -> String {
     serde_yaml::to_string(&crd).unwrap()
 }
 
-/// A stage with an object, `broken`, that an older schema let in.
+/// A stage with an object, `broken`, that an older schema let in. While a schema changes, the API server refuses requests for
+/// its objects: hence servers of its own.
 async fn open(name: &str, is_cluster_wide: bool) -> Stage {
-    let _alone = SCHEMA.lock().await;
-    let setup = Stage::setup(name);
+    let setup = Stage::setup(name).own_plane().await;
     let stage = if is_cluster_wide { setup.cluster_wide() } else { setup }.open().await;
     stage.plane.install_crd(&older_crd()).await.unwrap();
     let broken = "
@@ -190,6 +188,76 @@ async fn for_a_namespace_no_rule_is_missing_and_none_unused_and_no_other_namespa
     let outside = requests.iter().filter(is_about_objects).filter(|request| !own.contains(&request.namespace.as_str()));
     let outside: Vec<_> = outside.map(|request| &request.request_uri).collect();
     assert_eq!(outside, [""; 0]);
+}
+
+/// What an attempt came to is remembered, even if it cannot be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_to_write_a_status_a_refused_client_is_not_asked_for_again_and_again() {
+    let stage = Stage::setup("rbac-statusless").cluster_wide().open().await;
+    let less = CLUSTER.replace("resources: [moneygocredentials/status]", "resources: [moneygocredentials/stature]");
+    assert_ne!(less, CLUSTER);
+    let user = stage.plane.user(&Access::default().manifests(&less, &stage.own_namespace).unwrap()).await.unwrap();
+    let mark = stage.mark();
+    let operator = stage.operator().env("KUBECONFIG", &user.kubeconfig).start().await;
+    stage.client_secret("payments-client", "payments", "not the secret").await;
+    stage.credential("payments", json!({"credentialsRef": {"name": "payments-client"}})).await;
+    let tries = || {
+        let requests = stage.plane.audit_events(mark, Some(&user.name)).unwrap();
+        refused(&requests).iter().filter(|request| request.contains("/moneygocredentials/payments/status")).count()
+    };
+    let many = async {
+        while tries() < 5 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, many).await.expect("the status is tried again");
+    assert_eq!(stage.moneygo.requests().len(), 1);
+    operator.stop().await;
+}
+
+/// Nor could it: the API server refuses what it never tries.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_its_namespaces_it_may_do_nothing_and_says_nothing_of_them() {
+    let stage = Stage::new("rbac-narrow").await;
+    let operator = stage.operator().flag("--log-level=debug").start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+
+    let elsewhere = Stage::new("rbac-elsewhere").await;
+    elsewhere.subscribe("others", json!({})).await;
+    let client = stage.user.client().await.unwrap();
+    let secrets = Api::<Secret>::namespaced(client.clone(), &elsewhere.namespace);
+    let credentials = Api::<MoneyGoCredential>::namespaced(client.clone(), &elsewhere.namespace);
+    let everywhere = Api::<Secret>::all(client);
+    let list = ListParams::default();
+    let code = |error: kube::Error| if let kube::Error::Api(status) = error { status.code } else { 0 };
+    let refusals = [
+        secrets.get("others-client").await.map(drop),
+        secrets.list(&list).await.map(drop),
+        secrets.delete("others-client", &DeleteParams::default()).await.map(drop),
+        credentials.list(&list).await.map(drop),
+        everywhere.list(&list).await.map(drop),
+    ];
+    assert_eq!(refusals.map(|refused| code(refused.unwrap_err())), [403; 5]);
+
+    // Time enough to meet the other object, had it been looked for.
+    stage.request_refresh("payments", "now").await;
+    stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap();
+    let log = operator.log();
+    assert!(!log.contains(&elsewhere.namespace) && !log.contains(" WARN ") && !log.contains(" ERROR "), "{log}");
+    assert_eq!(elsewhere.moneygo.requests().len(), 0);
+    operator.stop().await;
+}
+
+/// The rights for the whole cluster serve for some namespaces, too, though one cannot be read by itself with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_rights_for_the_whole_cluster_it_can_keep_to_some_namespaces() {
+    let stage = Stage::new("rbac-wide").await;
+    let user = stage.plane.user(&Access::default().manifests(CLUSTER, &stage.own_namespace).unwrap()).await.unwrap();
+    let operator = stage.operator().env("KUBECONFIG", &user.kubeconfig).start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    operator.stop().await;
 }
 
 /// That a missing rule is noticed: by whoever reads the object, and by the judge above.

@@ -13,7 +13,7 @@ use crate::crd::{Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
 use crate::memory::{Attempt, HeldToken};
-use crate::plan::{self, Allowed, Cause, Observed, Plan, Target};
+use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Found, Issue, Version};
 use crate::status::Failure;
@@ -132,21 +132,22 @@ impl Context {
                 None => self.wait(o).await,
             };
         }
-        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
-        let living = life_in_target(o).map(|life| life.expires_at);
-        let next =
-            schedule::next_attempt(o.now, backoff(error, blame), attempts, error.retry_after(), living, &o.owner.uid);
-        let failure = Failure {
-            reason: failure_reason(error),
-            message: error.to_string(),
-            at: o.now,
-            attempts,
-            next_attempt_at: next,
-        };
-        self.fail(o, failure).await
+        self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame), error.retry_after()).await
     }
 
-    pub(super) async fn fail(&self, o: &mut Observed, failure: Failure) -> Result<Action, Error> {
+    /// Takes note of an attempt that failed, and of when it is repeated.
+    pub(super) async fn fail(
+        &self,
+        o: &mut Observed,
+        reason: Reason,
+        message: String,
+        backoff: Backoff,
+        retry_after: Option<Duration>,
+    ) -> Result<Action, Error> {
+        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
+        let living = life_in_target(o).map(|life| life.expires_at);
+        let next_attempt_at = schedule::next_attempt(o.now, backoff, attempts, retry_after, living, &o.owner.uid);
+        let failure = Failure { reason, message, at: o.now, attempts, next_attempt_at };
         tracing::warn!(
             namespace = %o.owner.namespace, name = %o.owner.name, reason = failure.reason.as_str(), attempts = failure.attempts,
             next_attempt_at = %failure.next_attempt_at, "no new token: {}", failure.message
@@ -157,11 +158,14 @@ impl Context {
                 .then(|| o.target.facts().map(|facts| facts.version.clone()))
                 .flatten(),
         };
+        let failure = failure.in_milliseconds();
+        let credentials = o.credentials.version().cloned();
         self.remember(&o.owner, |memory| {
             memory.attempt = Some(attempt);
+            memory.untold = Some(Failed { failure: failure.clone(), generation: o.generation, credentials });
             memory.waits_since = None;
         });
-        o.failure = Some(failure.in_milliseconds());
+        o.failure = Some(failure);
         self.account(o).await
     }
 }
@@ -172,13 +176,8 @@ pub(super) fn life_in_target(o: &Observed) -> Option<Life> {
 
 /// The new token's life, in the light of what is there: the provider may have given the same token again.
 pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, token: &AccessToken) -> Life {
-    let stored = sight
-        .target
-        .as_ref()
-        .zip(o.target.facts())
-        .and_then(|(secret, facts)| secret::stored_token(secret, facts, spec));
     match life_in_target(o) {
-        Some(earlier) if stored == Some(token.expose()) => life.of_repeated(earlier),
+        Some(earlier) if sight.stored_token(o, spec) == Some(token.expose()) => life.of_repeated(earlier),
         _ => life,
     }
 }

@@ -88,7 +88,7 @@ impl Context {
             .is_some_and(|refreshed| refreshed.reason == Reason::EndpointUnavailable.as_str());
         let recovered = self.shared.settings.grants.recovered_at().filter(|_| unavailable);
         let recovered = recovered.zip(since).is_some_and(|(recovered, since)| recovered > since);
-        o.failure = plan::standing_failure(o, changed || recovered);
+        o.failure = plan::standing_failure(o, memory.untold.as_ref(), changed || recovered);
     }
 
     pub(super) fn is_ending(&self, owner: &Owner, credential: &MoneyGoCredential) -> bool {
@@ -133,10 +133,8 @@ impl Context {
             memory.verified = verified(o);
             memory.clone()
         });
-        o.held = memory.held.as_ref().map(|held| {
-            let stored = sight.target.as_ref().and_then(|secret| secret::stored_token(secret, o.target.facts()?, spec));
-            held_facts(held, stored == Some(held.token.expose()))
-        });
+        o.held =
+            memory.held.as_ref().map(|held| held_facts(held, sight.stored_token(o, spec) == Some(held.token.expose())));
         self.judge(o, &memory);
     }
 

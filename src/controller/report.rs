@@ -52,7 +52,10 @@ impl Context {
             {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
-                    self.remember(&o.owner, |memory| memory.status = Some((version, wanted)));
+                    self.remember(&o.owner, |memory| {
+                        memory.status = Some((version, wanted));
+                        memory.untold = None;
+                    });
                 }
                 // It is gone, or its change is on its way to us.
                 Err(error) if error.is_not_found() => return Ok(Action::await_change()),
@@ -75,9 +78,8 @@ impl Context {
                 namespace = %o.owner.namespace, name = %o.owner.name, condition = kind.as_str(), status = now.status,
                 reason = now.reason, "{}", now.message
             );
-            let reason = Reason::ALL.iter().find(|reason| reason.as_str() == now.reason);
             let failed = kind == ConditionType::Refreshed && now.status == "False";
-            if let (true, Some(reason)) = (failed, reason) {
+            if let (true, Some(reason)) = (failed, Reason::of(&now.reason)) {
                 self.notice(o, true, reason.as_str(), now.message.clone());
             }
         }

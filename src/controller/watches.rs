@@ -9,10 +9,11 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource as _};
 
-use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared};
+use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST};
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
@@ -41,7 +42,7 @@ impl Context {
             config = config.labels(selector);
         }
         let api: Api<Guarded> = self.api();
-        let events = watcher::watcher(api, config).default_backoff().modify(prune);
+        let events = watcher::watcher(api, config).backoff(backoff()).modify(prune);
         follow("MoneyGoCredentials", events, |event| {
             let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
             let folded = self.caches.fold_object(&mut writer, &event);
@@ -64,7 +65,7 @@ impl Context {
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: tokio::sync::oneshot::Sender<()>) {
         let mut listed = Some(listed);
         let events =
-            watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).default_backoff();
+            watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).backoff(backoff());
         follow("Secrets", events, |event| {
             let is_whole = matches!(event, Event::InitDone);
             self.call_all(self.caches.fold_secret(event));
@@ -77,7 +78,7 @@ impl Context {
 
     pub(super) async fn watch_namespaces(self: Arc<Self>) {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.shared.settings.client.clone());
-        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher::watcher(api, watcher::Config::default()).backoff(backoff());
         follow("Namespaces", events, |event| self.caches.fold_namespace(&event)).await;
     }
 
@@ -87,6 +88,31 @@ impl Context {
             let _ = self.calls.send(key);
         }
     }
+}
+
+/// Between two attempts to watch: half a second, doubling to five. kube's own waits reach a minute, for which nothing that
+/// changes is noticed after the API server is back.
+struct WatchBackoff(Duration);
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = self.0;
+        self.0 = (wait * 2).min(WATCH_RETRY_LAST);
+        Some(wait)
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.0 = WATCH_RETRY_FIRST;
+    }
+}
+
+/// A watch that keeps ending soon after its list is no success.
+fn backoff() -> ResetTimerBackoff<WatchBackoff> {
+    ResetTimerBackoff::new(WatchBackoff(WATCH_RETRY_FIRST), WATCH_LASTS)
 }
 
 /// Hands on a watch's events, and says once when it fails and once when it is back.
@@ -246,4 +272,19 @@ fn is_jump((wall_before, before): (Timestamp, Moment), (wall, now): (Timestamp, 
     let monotonic = signed(now.monotonic.saturating_duration_since(before.monotonic));
     let boot = signed(now.boot.saturating_sub(before.boot));
     [wall.duration_since(wall_before), boot].into_iter().any(|passed| passed.saturating_sub(monotonic).abs() > JUMP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_tried_again_within_five_seconds() {
+        let mut backoff = WatchBackoff(WATCH_RETRY_FIRST);
+        let millis = |wait: Option<Duration>| wait.map_or(0, |wait| wait.as_millis());
+        let waits: Vec<_> = (0..6).map(|_| millis(backoff.next())).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 5000, 5000]);
+        backoff.reset();
+        assert_eq!(millis(backoff.next()), 500);
+    }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
 
-use super::mint::life_in_target;
 use super::{Context, OWNER_REFUSED_FOR, Sight};
 use crate::apply;
 use crate::caches::ObjectKey;
@@ -16,7 +15,6 @@ use crate::memory::{HeldToken, Verified};
 use crate::plan::{self, Credentials, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Content, Facts, Found, Issue, Ownership};
-use crate::status::Failure;
 use crate::token::AccessToken;
 
 impl Context {
@@ -32,6 +30,7 @@ impl Context {
         self.remember(&o.owner, |memory| {
             memory.held = None;
             memory.attempt = None;
+            memory.untold = None;
         });
         o.held = None;
         o.failure = None;
@@ -56,12 +55,8 @@ impl Context {
 
     pub(super) async fn mend(&self, o: &mut Observed, issue: Issue, sight: Sight) -> Result<Action, Error> {
         let Ok(spec) = o.spec.clone() else { return Ok(Action::await_change()) };
-        let token = sight
-            .target
-            .as_ref()
-            .zip(o.target.facts())
-            .and_then(|(secret, facts)| secret::stored_token(secret, facts, &spec));
-        let Some(token) = token.map(ToOwned::to_owned).and_then(AccessToken::new) else {
+        let token = sight.stored_token(o, &spec).map(ToOwned::to_owned);
+        let Some(token) = token.and_then(AccessToken::new) else {
             return Ok(Action::requeue(Duration::ZERO));
         };
         let issue = self.restamped(o, issue, &sight, &spec);
@@ -135,14 +130,10 @@ impl Context {
     pub(super) async fn write_refused(&self, o: &mut Observed, error: &Error) -> Result<Action, Error> {
         let code = if let Error::Api { code, .. } = error { *code } else { 0 };
         tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, %error, "the Secret was not written");
-        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
-        let living = life_in_target(o).map(|life| life.expires_at);
-        let next = schedule::next_attempt(o.now, Backoff::Transient, attempts, None, living, &o.owner.uid);
         let message = format!(
             "the API server refuses to write the Secret (HTTP {code}): look at the operator's rights, quotas and admission webhooks; it is tried again with the same token"
         );
-        self.fail(o, Failure { reason: Reason::TargetForbidden, message, at: o.now, attempts, next_attempt_at: next })
-            .await
+        self.fail(o, Reason::TargetForbidden, message, Backoff::Transient, None).await
     }
 
     /// Takes note of what was just written.

@@ -910,6 +910,22 @@ fn a_held_token_that_is_in_the_target_already_is_only_recorded() {
 }
 
 #[test]
+fn a_held_token_that_another_replica_was_given_later_and_wrote_is_left_as_it_is() {
+    let mut world = holding();
+    let (token, mut issue, _) = world.held.clone().unwrap();
+    issue.life = Life { issued_at: add(issue.life.issued_at, secs(5)), repeated: true, ..issue.life };
+    world.write(&token, &issue);
+    world.status.issued_at = Some(issue.life.issued_at);
+    world.forget_the_past();
+    world.advance(6);
+    assert_eq!(plan(&world.observe(true)), Plan::Forget);
+    world.settle();
+    assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
+    assert!(world.held.is_none());
+    world.assert_well();
+}
+
+#[test]
 fn two_replicas_tokens_are_settled_by_one_more_grant() {
     let mut world = holding();
     let mine = world.held.clone().unwrap();
@@ -1095,17 +1111,43 @@ fn a_failure_stands_until_its_time_or_until_something_changes_that_may_mend_it()
     world.assert_conditions(("False", "InvalidClient"), ("False", "InvalidClient"), "True");
     let o = world.observe(false);
     assert!(o.failure.is_some());
-    assert!(standing_failure(&o, true).is_none(), "the request or the target is another");
+    assert!(standing_failure(&o, None, true).is_none(), "the request or the target is another");
     let generation = Observed { generation: Some(2), ..o.clone() };
-    assert!(standing_failure(&generation, false).is_none(), "the spec is another");
+    assert!(standing_failure(&generation, None, false).is_none(), "the spec is another");
     let credentials = Observed { credentials: Credentials::Seen(Version::default()), ..o.clone() };
-    assert!(standing_failure(&credentials, false).is_none(), "the credentials are others");
+    assert!(standing_failure(&credentials, None, false).is_none(), "the credentials are others");
     let missing = Observed { credentials: Credentials::Missing, ..o.clone() };
-    assert!(standing_failure(&missing, false).is_some(), "credentials that are gone mend nothing");
+    assert!(standing_failure(&missing, None, false).is_some(), "credentials that are gone mend nothing");
     let healed = Observed { status: MoneyGoCredentialStatus::default(), ..o.clone() };
-    assert!(standing_failure(&healed, false).is_none());
+    assert!(standing_failure(&healed, None, false).is_none());
     let later = Observed { now: add(o.now, secs(60)), ..o.clone() };
-    assert_eq!(standing_failure(&later, false), o.failure, "time alone changes nothing");
+    assert_eq!(standing_failure(&later, None, false), o.failure, "time alone changes nothing");
+}
+
+#[test]
+fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
+    let mut world = World::new();
+    world.answer = Answer::Rejected;
+    while world.pass() && world.status.failed_attempts.is_none() {}
+    world.settle();
+    let o = world.observe(false);
+    let told = o.failure.clone().unwrap();
+    let second = Failure { at: add(told.at, secs(300)), attempts: 2, ..told.clone() };
+    let untold =
+        Failed { failure: second.clone(), generation: o.generation, credentials: o.credentials.version().cloned() };
+    let standing =
+        |o: &Observed, untold: &Failed| standing_failure(o, Some(untold), false).map(|failure| failure.attempts);
+    assert_eq!(standing(&o, &untold), Some(2), "the later one counts");
+    let older = Failed { failure: Failure { at: add(told.at, secs(-1)), ..second }, ..untold.clone() };
+    assert_eq!(standing(&o, &older), Some(told.attempts));
+    let silent = Observed { status: MoneyGoCredentialStatus::default(), ..o.clone() };
+    assert_eq!(standing(&silent, &untold), Some(2), "nothing could be told at all");
+    let corrected = Observed { credentials: Credentials::Seen(Version::default()), ..silent.clone() };
+    assert_eq!(standing(&corrected, &untold), None, "the credentials are others");
+    let issued_at = Some(add(untold.failure.at, secs(1)));
+    let served =
+        Observed { status: MoneyGoCredentialStatus { issued_at, ..MoneyGoCredentialStatus::default() }, ..silent };
+    assert_eq!(standing(&served, &untold), None, "another replica had a token since");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use anyhow::{Context, bail, ensure};
 
 use crate::{checkout, generate, simulate, terminal, test, tools};
 
+mod end_to_end;
+
 /// How long the database of advisories may take to come.
 const FETCH_LIMIT: Duration = Duration::from_mins(2);
 const FETCH_POLL: Duration = Duration::from_millis(100);
@@ -38,35 +40,46 @@ impl fmt::Display for Outcome {
 
 /// What is checked, how it went and how long it took.
 #[derive(Default)]
-struct Steps(Vec<(&'static str, Outcome, Duration)>);
+struct Steps<'a> {
+    /// The only one to be taken, if one is named.
+    only: Option<&'a str>,
+    taken: Vec<(&'static str, Outcome, Duration)>,
+}
 
-impl Steps {
+impl Steps<'_> {
     fn take(&mut self, name: &'static str, step: impl FnOnce() -> anyhow::Result<Outcome>) {
+        if self.only.is_some_and(|only| only != name) {
+            return;
+        }
         terminal::heading(name);
         let started = Instant::now();
         let outcome = step().unwrap_or_else(Outcome::Failed);
         let elapsed = started.elapsed();
         println!("    {outcome} ({})\n", terminal::time(elapsed));
-        self.0.push((name, outcome, elapsed));
+        self.taken.push((name, outcome, elapsed));
     }
 
     fn table(&self) {
         terminal::heading("Summary");
-        for (name, outcome, elapsed) in &self.0 {
+        for (name, outcome, elapsed) in &self.taken {
             println!("    {name:<15} {:>12}  {outcome}", terminal::time(*elapsed));
         }
-        let total = self.0.iter().map(|(_, _, elapsed)| elapsed).sum();
+        let total = self.taken.iter().map(|(_, _, elapsed)| elapsed).sum();
         println!("    {:<15} {:>12}\n", "in all", terminal::time(total));
     }
 
     fn failed(&self) -> Vec<&'static str> {
-        self.0.iter().filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed(_))).map(|(name, ..)| *name).collect()
+        self.taken
+            .iter()
+            .filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed(_)))
+            .map(|(name, ..)| *name)
+            .collect()
     }
 }
 
-/// Takes every step and prints a table of them.
-pub fn run() -> anyhow::Result<()> {
-    let mut steps = Steps::default();
+/// Takes every step, or the one of that name, and prints a table of them.
+pub fn run(only: Option<&str>) -> anyhow::Result<()> {
+    let mut steps = Steps { only, ..Steps::default() };
     let mut tested = None;
     steps.take("formatting", || cargo(&["fmt", "--all", "--check"]));
     steps.take("generated files", || generate::check(checkout()).map(|()| Outcome::Passed));
@@ -80,6 +93,8 @@ pub fn run() -> anyhow::Result<()> {
     });
     steps.take("simulation", || simulate::run(&["--seeds".to_owned(), SEEDS.to_owned()]).map(|()| Outcome::Passed));
     steps.take("tests", || tests(&mut tested));
+    steps.take("end to end", end_to_end::run);
+    ensure!(!steps.taken.is_empty(), "there is no such step: see the table that follows all of them");
     steps.table();
     if let Some(tested) = tested {
         println!("{tested}");

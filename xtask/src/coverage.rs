@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use moneygo_controlplane::{Binaries, PINNED};
+use moneygo_controlplane::{Binaries, Release};
 use serde_json::Value;
 
 use crate::{checkout, terminal, tools};
@@ -21,7 +21,7 @@ const LLVM: [&str; 2] = ["llvm-cov-22", "llvm-profdata-22"];
 pub fn run() -> anyhow::Result<()> {
     let [cov, profdata] = llvm()?;
     let tool = tools::CARGO_LLVM_COV.executable()?;
-    Binaries::locate(&PINNED)?;
+    Binaries::locate(Release::chosen()?)?;
     let llvm_cov = |arguments: &[&str]| -> anyhow::Result<()> {
         let mut command = Command::new(&tool);
         command.arg("llvm-cov").args(arguments).current_dir(checkout());

@@ -11,14 +11,15 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use fake_moneygo::FakeMoneyGo;
 use jiff::Timestamp;
-use moneygo_controlplane::{Binaries, Leash, PINNED};
+use moneygo_controlplane::{Binaries, Leash, Release};
 use serde_json::Value;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::{JoinHandle, spawn_blocking},
-};
+use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::{checkout, terminal, tools};
+use crate::{
+    checkout,
+    signals::{INTERRUPTED, Signals},
+    terminal, tools,
+};
 
 mod cluster;
 mod operator;
@@ -29,9 +30,6 @@ use cluster::Cluster;
 use operator::Operator;
 use sample::Sample;
 use watch::Watch;
-
-/// The exit code of what was interrupted: 128 and the number of SIGINT, as shells have it.
-const INTERRUPTED: u8 = 130;
 
 /// What the demo runs on, and for how long.
 #[derive(Args)]
@@ -81,7 +79,6 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 async fn perform(options: &Options) -> ExitCode {
     let mut stage = Stage::default();
-    // One listener for all of it: a signal between two would be lost.
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => return fail(&error),
@@ -105,24 +102,6 @@ async fn perform(options: &Options) -> ExitCode {
         },
         // What is tied to the leash goes even so.
         () = signals.next() => ExitCode::from(INTERRUPTED),
-    }
-}
-
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
-    }
-
-    async fn next(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
     }
 }
 
@@ -217,8 +196,9 @@ async fn kubectl(
     if options.kubeconfig.is_some() && tools::is_found("kubectl", "help") {
         return Ok("kubectl".into());
     }
-    terminal::heading(&format!("Looking for a Kubernetes API server ({}): built here the first time", PINNED.version));
-    let binaries = building.insert(spawn_blocking(|| Binaries::locate(&PINNED))).await??;
+    let release = Release::chosen()?;
+    terminal::heading(&format!("Looking for a Kubernetes API server ({}): built here the first time", release.version));
+    let binaries = building.insert(spawn_blocking(|| Binaries::locate(release))).await??;
     *building = None;
     println!("    {}", binaries.apiserver.parent().unwrap_or(Path::new("/")).display());
     Ok(binaries.kubectl)

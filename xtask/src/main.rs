@@ -8,7 +8,12 @@ mod chart;
 mod ci;
 mod coverage;
 mod demo;
+mod e2e;
+mod fuzz;
 mod generate;
+mod mutants;
+mod release;
+mod signals;
 mod simulate;
 mod terminal;
 mod test;
@@ -25,17 +30,16 @@ struct Arguments {
 enum Command {
     /// Show the operator at work on a cluster of its own: a token in a Secret, and its refresh
     Demo(demo::Options),
+    /// Install the chart on the cluster that KUBECONFIG names, and have a Pod use a token while all is disturbed
+    E2e(e2e::Options),
     /// Run every test
-    Test {
-        /// Print no line for each crate that is compiled
-        #[arg(long)]
-        no_build_progress: bool,
-        /// Arguments for `cargo test`, as a test's name, or --package and -- --nocapture
-        #[arg(last = true)]
-        arguments: Vec<String>,
+    Test(test::Options),
+    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests, the chart on a cluster
+    Ci {
+        /// Take this step alone, as it is named in the table at the end: `--step "end to end"`
+        #[arg(long, value_name = "NAME")]
+        step: Option<String>,
     },
-    /// Check all that .ci/run checks: formatting, lints, dependencies, docs, generated files, tests
-    Ci,
     /// Run the operator in simulated worlds: --seeds N, or --seed S to see one; --help tells the rest
     #[command(disable_help_flag = true)]
     Simulate {
@@ -45,23 +49,36 @@ enum Command {
     },
     /// Measure which lines of src/ the tests run
     Coverage,
+    /// Give the readers of answers, Secrets and objects inputs of every kind
+    Fuzz(fuzz::Options),
+    /// Put known bugs into a copy of the operator, one at a time, and show what catches each (an hour)
+    Mutants(mutants::Options),
     /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
     Gen {
         /// Write nothing; fail if a file is stale
         #[arg(long)]
         check: bool,
     },
+    /// Build the image's binary, which lists its dependencies, and its SBOM, into target/release-artefacts
+    Release,
+    /// Build that binary twice, from two folders, and compare the bytes
+    Reproduce,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(options) => return demo::run(&options),
-        Command::Test { no_build_progress, arguments } => test::run(no_build_progress, &arguments),
-        Command::Ci => ci::run(),
+        Command::E2e(options) => return e2e::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Ci { step } => ci::run(step.as_deref()),
         Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Coverage => coverage::run(),
+        Command::Fuzz(options) => fuzz::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
+        Command::Release => release::run(),
+        Command::Reproduce => release::reproduce(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     io::{IsTerminal, stdout},
     path::Path,
     process::Command,
@@ -44,7 +45,12 @@ pub fn time(elapsed: Duration) -> String {
 /// Without the variables of the `cargo run` that started this process: build scripts look at them, and what was compiled
 /// by hand would be compiled again.
 pub fn cargo(checkout: &Path) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    plain(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), checkout)
+}
+
+/// Any program, in the checkout, without the variables of the `cargo run` that started this process.
+pub fn plain(program: impl AsRef<OsStr>, checkout: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| text.starts_with(prefix)) {
@@ -53,6 +59,12 @@ pub fn cargo(checkout: &Path) -> Command {
     }
     command.current_dir(checkout);
     command
+}
+
+/// A number of bytes in MiB.
+#[expect(clippy::cast_precision_loss, reason = "it is shown with a decimal or two")]
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
 }
 
 #[cfg(test)]

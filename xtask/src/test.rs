@@ -7,18 +7,36 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use moneygo_controlplane::{Binaries, PINNED, helm};
+use moneygo_controlplane::{Binaries, RELEASE_VARIABLE, Release, helm};
 
 use crate::{checkout, terminal};
 
+/// What is run, and on what.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The Kubernetes whose servers the tests run on, as 1.34; without it the newest that is known
+    #[arg(long, value_name = "VERSION", value_parser = Release::wanted)]
+    kubernetes: Option<&'static Release>,
+    /// Print no line for each crate that is compiled
+    #[arg(long)]
+    no_build_progress: bool,
+    /// Arguments for `cargo test`, as a test's name, or --package and -- --nocapture
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
 /// Runs every test and prints `N passed, N failed` last.
-pub fn run(no_build_progress: bool, arguments: &[String]) -> anyhow::Result<()> {
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let release = options.kubernetes.map_or_else(Release::chosen, Ok)?;
     // Here they show their progress; a test harness would say nothing for minutes.
-    Binaries::locate(&PINNED)?;
+    Binaries::locate(release)?;
     helm()?;
     let mut tests = terminal::cargo(checkout());
     tests.args(["test", "--workspace", "--locked"]);
-    if no_build_progress {
+    if options.kubernetes.is_some() {
+        tests.env(RELEASE_VARIABLE, release.minor());
+    }
+    if options.no_build_progress {
         let mut build = terminal::cargo(checkout());
         let status = build.args(["test", "--workspace", "--locked", "--no-run", "--quiet"]).status();
         ensure!(status.context("cannot run cargo")?.success(), "the tests do not compile");
@@ -29,13 +47,13 @@ pub fn run(no_build_progress: bool, arguments: &[String]) -> anyhow::Result<()> 
     }
     let started = Instant::now();
     let mut sum = Counts::default();
-    let status = show(tests.arg("--no-fail-fast").args(arguments), |line| {
+    let status = show(tests.arg("--no-fail-fast").args(&options.arguments), |line| {
         if let Some(counts) = Counts::of_result(line) {
             sum.passed += counts.passed;
             sum.failed += counts.failed;
         }
     })?;
-    println!("\nAll tests took {}.", terminal::time(started.elapsed()));
+    println!("\nAll tests took {} on {} {}.", terminal::time(started.elapsed()), release.product, release.version);
     println!("{} passed, {} failed", sum.passed, sum.failed);
     ensure!(status.success(), "cargo test failed: see above");
     Ok(())

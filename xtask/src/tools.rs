@@ -17,10 +17,23 @@ pub struct Tool {
 
 /// Licences, bans, sources and advisories of all dependencies.
 pub const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
+/// Builds a binary that carries the list of its dependencies. The Dockerfile names the same version.
+pub const CARGO_AUDITABLE: Tool = Tool { name: "cargo-auditable", version: "0.7.7" };
+/// Writes the SBOM.
+pub const CARGO_CYCLONEDX: Tool = Tool { name: "cargo-cyclonedx", version: "0.5.9" };
 /// Coverage.
 pub const CARGO_LLVM_COV: Tool = Tool { name: "cargo-llvm-cov", version: "0.9.1" };
 
+/// Fuzzing.
+pub const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2" };
+
 impl Tool {
+    /// The folder of the executable, for what cargo is to find on its own.
+    pub fn folder(&self) -> anyhow::Result<PathBuf> {
+        let executable = self.executable()?;
+        Ok(executable.parent().map(PathBuf::from).unwrap_or_default())
+    }
+
     /// The executable, after installing it where it is not there yet (about a minute).
     pub fn executable(&self) -> anyhow::Result<PathBuf> {
         let Self { name, version } = self;
@@ -46,4 +59,15 @@ impl Tool {
 /// Whether the command can be run with that argument.
 pub fn is_found(command: &str, argument: &str) -> bool {
     Command::new(command).arg(argument).output().is_ok_and(|output| output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfile_names_the_same_version() {
+        let wanted = format!("--version {} {}\n", CARGO_AUDITABLE.version, CARGO_AUDITABLE.name);
+        assert!(include_str!("../../Dockerfile").contains(&wanted));
+    }
 }

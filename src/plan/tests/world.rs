@@ -251,7 +251,7 @@ impl World {
             *request != self.refresh_requested
                 || target.is_some() && *target != facts.as_ref().map(|facts| facts.version.clone())
         });
-        o.failure = standing_failure(&o, changed);
+        o.failure = standing_failure(&o, None, changed);
         o
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf, absolute};
@@ -18,6 +19,7 @@ use crate::leash::Leash;
 use crate::progress::Progress;
 
 /// A version of Kubernetes or Helm, and the Go module that pins all it is built from.
+#[derive(Debug)]
 pub struct Release {
     /// What it is a version of.
     pub product: &'static str,
@@ -29,13 +31,16 @@ pub struct Release {
     pub module: &'static str,
 }
 
-/// The release that tests run on.
-pub const PINNED: Release = Release {
-    product: "Kubernetes",
-    version: "v1.37.2",
-    version_variable: "k8s.io/component-base/version.gitVersion",
-    module: concat!(env!("CARGO_MANIFEST_DIR"), "/servers"),
-};
+/// The releases of Kubernetes that the operator is tested on, the oldest first. Without another choice it is the last.
+pub const RELEASES: [Release; 4] = [
+    kubernetes("v1.34.4", concat!(env!("CARGO_MANIFEST_DIR"), "/servers/1.34")),
+    kubernetes("v1.35.4", concat!(env!("CARGO_MANIFEST_DIR"), "/servers/1.35")),
+    kubernetes("v1.36.3", concat!(env!("CARGO_MANIFEST_DIR"), "/servers/1.36")),
+    kubernetes("v1.37.2", concat!(env!("CARGO_MANIFEST_DIR"), "/servers/1.37")),
+];
+
+/// The variable that chooses one of [`RELEASES`], e.g. `1.34`; see [`Release::chosen`].
+pub const RELEASE_VARIABLE: &str = "MONEYGO_KUBERNETES";
 
 /// The Helm that the chart is tested with: a Go module of its own, with the libraries that its authors chose.
 const HELM_RELEASE: Release = Release {
@@ -44,6 +49,48 @@ const HELM_RELEASE: Release = Release {
     version_variable: "helm.sh/helm/v4/internal/version.version",
     module: concat!(env!("CARGO_MANIFEST_DIR"), "/helm"),
 };
+
+const fn kubernetes(version: &'static str, module: &'static str) -> Release {
+    Release { product: "Kubernetes", version, version_variable: "k8s.io/component-base/version.gitVersion", module }
+}
+
+impl Release {
+    /// One of [`RELEASES`] by its minor version, as `1.34`, to run on; the patch is the one that is pinned.
+    ///
+    /// # Errors
+    /// If there is no such release: the error names those that there are. If `KUBEBUILDER_ASSETS` is set as well: its servers
+    /// have a version of their own.
+    pub fn wanted(minor: &str) -> Result<&'static Self> {
+        ensure!(assets().is_none(), "KUBEBUILDER_ASSETS is set: unset it to run on Kubernetes {minor}");
+        Self::of_kubernetes(minor)
+    }
+
+    /// The release that this process is to run on: what `MONEYGO_KUBERNETES` names, or the newest.
+    ///
+    /// # Errors
+    /// As [`Release::wanted`].
+    pub fn chosen() -> Result<&'static Self> {
+        let Some(minor) = env::var_os(RELEASE_VARIABLE).filter(|minor| !minor.is_empty()) else {
+            let [.., newest] = &RELEASES;
+            return Ok(newest);
+        };
+        Self::wanted(&minor.to_string_lossy()).context(RELEASE_VARIABLE)
+    }
+
+    fn of_kubernetes(minor: &str) -> Result<&'static Self> {
+        let found = RELEASES.iter().find(|release| release.minor() == minor);
+        found.with_context(|| {
+            format!("no Kubernetes {minor} to test on: there are {}", RELEASES.each_ref().map(Self::minor).join(", "))
+        })
+    }
+
+    /// The version without its patch, e.g. `1.34`.
+    #[must_use]
+    pub fn minor(&self) -> &'static str {
+        let version = self.version.trim_start_matches('v');
+        version.rsplit_once('.').map_or(version, |(minor, _patch)| minor)
+    }
+}
 
 /// An executable: its name, and the Go package it is built from.
 struct Executable {
@@ -96,7 +143,7 @@ impl Binaries {
     /// # Errors
     /// If Go is needed and missing, if the build fails, or if the cache cannot be written.
     pub fn locate(release: &Release) -> Result<Self> {
-        if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty()) {
+        if let Some(assets) = assets() {
             return Self::from_assets(&absolute(assets)?, release);
         }
         let folder = built(release, &[ETCD, APISERVER, CONTROLLER_MANAGER, KUBECTL])?;
@@ -156,6 +203,10 @@ fn built(release: &Release, wanted: &[Executable]) -> Result<PathBuf> {
         build(release, &missing, &folder)?;
     }
     Ok(folder)
+}
+
+fn assets() -> Option<OsString> {
+    env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty())
 }
 
 fn missing<'a>(folder: &Path, wanted: &'a [Executable]) -> Vec<&'a Executable> {
@@ -283,4 +334,30 @@ fn follow(lines: &Receiver<String>, progress: &mut Progress) -> Vec<String> {
         progress.show(&format!("{count} packages, {}", last_lines.back().map_or("", String::as_str)));
     }
     last_lines.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_found_by_its_minor_version() -> Result<()> {
+        for release in &RELEASES {
+            assert_eq!(Release::of_kubernetes(release.minor())?.version, release.version);
+            assert!(release.module.ends_with(&format!("/servers/{}", release.minor())));
+        }
+        let refusal = Release::of_kubernetes("1.12").err().context("1.12 is found")?;
+        assert_eq!(refusal.to_string(), "no Kubernetes 1.12 to test on: there are 1.34, 1.35, 1.36, 1.37");
+        Ok(())
+    }
+
+    /// The version that a module builds is said twice, and must be one.
+    #[test]
+    fn each_module_requires_the_version_it_is_named_for() -> Result<()> {
+        for release in &RELEASES {
+            let module = fs::read_to_string(Path::new(release.module).join("go.mod"))?;
+            assert!(module.contains(&format!("\tk8s.io/kubernetes {} // indirect\n", release.version)));
+        }
+        Ok(())
+    }
 }

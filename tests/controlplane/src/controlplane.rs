@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::audit;
-use crate::binaries::{Binaries, PINNED};
+use crate::binaries::{Binaries, Release};
 use crate::credentials::{Credentials, random_hex};
 use crate::leash::Leash;
 
@@ -77,13 +77,13 @@ impl ControlPlane {
         SHARED.get_or_try_init(Self::start).await
     }
 
-    /// Builds what is missing and starts a control plane. It takes some seconds, and minutes if something must be built.
+    /// Builds what is missing and starts a control plane of the chosen release ([`Release::chosen`]). It takes some seconds, and minutes if something must be built.
     ///
     /// # Errors
-    /// If an executable cannot be found or built ([`Binaries::locate`]), or if a server does not become ready within a
+    /// If no known release is chosen, if an executable cannot be found or built ([`Binaries::locate`]), or if a server does not become ready within a
     /// minute: then the error shows the end of its log.
     pub async fn start() -> Result<Self> {
-        let binaries = spawn_blocking(|| Binaries::locate(&PINNED)).await??;
+        let binaries = spawn_blocking(|| Binaries::locate(Release::chosen()?)).await??;
         for _ in 1..START_ATTEMPTS {
             match Self::launch(binaries.clone()).await {
                 Err(error) if is_port_taken(&error) => {}

@@ -1,7 +1,8 @@
 //! A real Kubernetes control plane for tests and for the demo: etcd, kube-apiserver and
-//! kube-controller-manager, built once from the Go module in `servers/`, started on loopback ports, and gone with
+//! kube-controller-manager, built once from a Go module in `servers/`, started on loopback ports, and gone with
 //! the process that started them, however it ends.
 //!
+//! - [`Release`]: the versions of Kubernetes, and which of them is chosen.
 //! - [`Binaries`]: where the servers' executables are; builds what is missing.
 //! - [`helm()`]: Helm, built likewise.
 //! - [`ControlPlane`]: the running servers, clients for them, and outages of them.
@@ -22,7 +23,7 @@ mod progress;
 
 pub use access::{Access, User, rule};
 pub use audit::{AuditEvent, AuditMark};
-pub use binaries::{Binaries, PINNED, Release, cache, helm};
+pub use binaries::{Binaries, RELEASE_VARIABLE, RELEASES, Release, cache, helm};
 pub use controlplane::ControlPlane;
 pub use leash::Leash;
 pub use progress::Progress;

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use moneygo_controlplane::{Binaries, PINNED};
+use moneygo_controlplane::{Binaries, RELEASE_VARIABLE, Release};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Whether a program has come to a certain moment.
@@ -30,7 +30,7 @@ done
 
 #[test]
 fn after_sigkill_at_any_moment() -> Result<()> {
-    Binaries::locate(&PINNED)?;
+    Binaries::locate(Release::chosen()?)?;
     let moments: [(&str, Reached); 4] = [
         ("at once", |_| true),
         ("etcd starts", |scene| scene.finds("etcd.log")),
@@ -50,7 +50,7 @@ fn after_sigkill_at_any_moment() -> Result<()> {
 
 #[test]
 fn after_an_interrupt() -> Result<()> {
-    Binaries::locate(&PINNED)?;
+    Binaries::locate(Release::chosen()?)?;
     let scene = Scene::new("interrupted")?;
     let mut program = scene.start(|_| {})?;
     scene.wait_until("ready", || scene.is_ready())?;
@@ -99,7 +99,7 @@ fn says_what_is_missing() -> Result<()> {
         let program = scene.start(|command| {
             scene.without_servers(command);
             if with_assets {
-                command.env("KUBEBUILDER_ASSETS", &scene.folder);
+                command.env("KUBEBUILDER_ASSETS", &scene.folder).env_remove(RELEASE_VARIABLE);
             }
         })?;
         Ok(String::from_utf8(program.wait_with_output()?.stderr)?)
@@ -113,6 +113,18 @@ fn says_what_is_missing() -> Result<()> {
     }
     let message = fails(true)?;
     ensure!(message.contains("has no kube-controller-manager") && message.contains("install Go"), "{message}");
+    scene.is_left_clean()
+}
+
+#[test]
+fn says_what_is_contradictory() -> Result<()> {
+    let scene = Scene::new("contradiction")?;
+    let program = scene.start(|command| {
+        scene.without_servers(command);
+        command.env("KUBEBUILDER_ASSETS", &scene.folder).env(RELEASE_VARIABLE, "1.34");
+    })?;
+    let message = String::from_utf8(program.wait_with_output()?.stderr)?;
+    ensure!(message.contains("KUBEBUILDER_ASSETS is set: unset it to run on Kubernetes 1.34"), "{message}");
     scene.is_left_clean()
 }
 

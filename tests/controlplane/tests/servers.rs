@@ -8,7 +8,7 @@ use kube::api::{DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, Patc
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, Resource, ResourceExt};
-use moneygo_controlplane::{Access, ControlPlane, PINNED, rule};
+use moneygo_controlplane::{Access, ControlPlane, Release, rule};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -16,9 +16,9 @@ use tokio::time::timeout;
 const COLLECTED_LIMIT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn serves_the_pinned_version() -> Result<()> {
+async fn serves_the_chosen_version() -> Result<()> {
     let version = ControlPlane::shared().await?.admin().await?.apiserver_version().await?;
-    assert_eq!(version.git_version, PINNED.version);
+    assert_eq!(version.git_version, Release::chosen()?.version);
     Ok(())
 }
 

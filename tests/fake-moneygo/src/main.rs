@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -46,7 +46,7 @@ struct Arguments {
     /// A further DNS name or IP address for the certificate (repeatable).
     #[arg(long, requires = "tls")]
     tls_name: Vec<String>,
-    /// Where to write the certificate authority's certificate, in PEM, before the URL is printed.
+    /// Where to write the certificate authority's certificate, in PEM, before the URL is printed; `-` prints it, too.
     #[arg(long, value_name = "FILE", requires = "tls")]
     ca_out: Option<PathBuf>,
 }
@@ -110,6 +110,11 @@ impl Arguments {
     }
 }
 
+fn write_ca(path: &Path, pem: &str) -> std::io::Result<()> {
+    // For a container without a folder to write to, whose log is read.
+    if path == Path::new("-") { std::io::stdout().write_all(pem.as_bytes()) } else { std::fs::write(path, pem) }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -118,7 +123,7 @@ async fn main() -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let fake = arguments.start().await.with_context(|| format!("cannot serve on {}", arguments.listen))?;
     if let (Some(path), Some(pem)) = (&arguments.ca_out, fake.ca_pem()) {
-        std::fs::write(path, pem).with_context(|| format!("cannot write {}", path.display()))?;
+        write_ca(path, pem).with_context(|| format!("cannot write {}", path.display()))?;
     }
     writeln!(std::io::stdout(), "{}", fake.url())?;
     tokio::select! {

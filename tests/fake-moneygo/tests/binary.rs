@@ -135,6 +135,8 @@ async fn it_writes_its_authority_and_ends_on_sigterm() {
     let (mut child, url) = run(&["--tls", "--ca-out", file.to_str().unwrap()]).await;
     let pem = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
+    let (_printing, first_line) = run(&["--tls", "--ca-out", "-"]).await;
+    assert_eq!(first_line, "-----BEGIN CERTIFICATE-----");
     let root = reqwest::Certificate::from_pem(&pem).unwrap();
     let http = client().tls_certs_only([root]).build().unwrap();
     assert_eq!(http.get(format!("{url}/protected")).send().await.unwrap().status(), 401);

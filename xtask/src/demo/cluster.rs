@@ -17,7 +17,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::wait::{await_condition, conditions},
 };
-use moneygo_controlplane::{Access, ControlPlane, PINNED, Progress, User};
+use moneygo_controlplane::{Access, ControlPlane, Progress, Release, User};
 use moneygo_operator::crd;
 use tokio::time::{sleep, timeout};
 
@@ -57,7 +57,7 @@ enum Kind {
 impl Cluster {
     /// A control plane for the demo alone.
     pub async fn started() -> anyhow::Result<Self> {
-        terminal::heading(&format!("Starting a Kubernetes API server ({})", PINNED.version));
+        terminal::heading(&format!("Starting a Kubernetes API server ({})", Release::chosen()?.version));
         let control_plane = Box::new(with_progress("    starting", ControlPlane::start()).await?);
         let client = control_plane.admin().await?;
         let kubeconfig = control_plane.kubeconfig().to_owned();

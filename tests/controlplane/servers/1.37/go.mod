@@ -1,7 +1,7 @@
-// Pins the servers that the tests run on, and all they are built from; nothing here is built by hand. The other half of the
-// version is the constant PINNED in ../src/binaries.rs. The replaced modules are those that k8s.io/kubernetes keeps in its own
-// staging folder: v1.X.Y of it goes with v0.X.Y of each.
-module moneygo-operator/tests/controlplane/servers
+// Pins the servers of one Kubernetes that the tests run on, and all they are built from; nothing here is built by hand. The
+// other half of the version is a line of RELEASES in ../../src/binaries.rs. The replaced modules are those that k8s.io/kubernetes
+// keeps in its own staging folder: v1.X.Y of it goes with v0.X.Y of each.
+module moneygo-operator/tests/controlplane/servers/1.37
 
 go 1.26.0
 
