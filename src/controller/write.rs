@@ -50,7 +50,9 @@ impl Context {
         if o.ending {
             return Ok(Action::await_change());
         }
-        self.account(o).await
+        let rest = self.account(o).await?;
+        // A write that took long may have come after the token's own refresh time.
+        Ok(if matches!(plan::plan(o), Plan::Rest(..)) { rest } else { Action::requeue(Duration::ZERO) })
     }
 
     pub(super) async fn mend(&self, o: &mut Observed, issue: Issue, sight: Sight) -> Result<Action, Error> {
