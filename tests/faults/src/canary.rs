@@ -100,3 +100,35 @@ impl Write for Ear {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_word_is_found_in_base64_at_every_offset() {
+        for before in ["", "a", "ab", "abc"] {
+            let value = ByteString(format!("{before}{TOKEN_PREFIX}1").into_bytes());
+            assert!(holds_canary(&serde_json::to_string(&value).unwrap()), "after {before:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_belongs_into_the_data_of_a_secret_alone() {
+        let sent = |path: &str, body: Value| {
+            let (parts, ()) = Request::put(path).body(()).unwrap().into_parts();
+            in_request(&parts, &Bytes::from(body.to_string()));
+            leaks().len()
+        };
+        let data = json!({"data": {"access_token": "Y2FuYXJ5LXRva2VuLTE="}});
+        assert_eq!(sent("/api/v1/namespaces/a/secrets/b", data.clone()), 0);
+        assert_eq!(sent("/api/v1/namespaces/a/configmaps/b", data), 1);
+        let annotated = json!({"metadata": {"annotations": {"a": "canary-token-1"}}, "data": {}});
+        assert_eq!(sent("/api/v1/namespaces/a/secrets/b", annotated), 1);
+        assert_eq!(sent("/api/v1/namespaces/a/secrets/canary-token-1", json!({})), 1);
+    }
+}
