@@ -219,7 +219,7 @@ impl World {
             self.note(now, || format!("garbage collection deletes {name}"));
             self.store.delete(Kind::Secret, &name, now);
         }
-        self.pulse.send_replace(());
+        self.pulse.notify_waiters();
     }
 
     fn excuse_for(&mut self, one: Disturbance, now: Millis) {

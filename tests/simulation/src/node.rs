@@ -204,7 +204,7 @@ impl Node {
         if let Some(state) = world.nodes.get_mut(self.index) {
             state.blow = None;
         }
-        world.pulse.send_replace(());
+        world.pulse.notify_waiters();
     }
 
     fn thaw(&mut self, at: Millis) {

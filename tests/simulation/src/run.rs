@@ -114,7 +114,7 @@ impl Run {
             } else {
                 world.end_disturbance(place, at);
             }
-            world.pulse.send_replace(());
+            world.pulse.notify_waiters();
         }
         lock(&self.world).end_faults();
         Ok(())

@@ -110,7 +110,7 @@ pub fn crowd(clients: &[TokenClient], objects: usize) -> anyhow::Result<Crowd> {
     lock(&world).begin_disturbance(0, away.at);
     go(back)?;
     lock(&world).end_disturbance(0, back);
-    lock(&world).pulse.send_replace(());
+    lock(&world).pulse.notify_waiters();
     go(back + minting + 2 * MINUTE)?;
     let world = lock(&world);
     ensure!(world.violation.is_none(), "not kept: {:?}", world.violation);

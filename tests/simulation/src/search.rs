@@ -13,6 +13,9 @@ use crate::run::{Outcome, run_seed};
 use crate::schedule::{Setting, disturbances};
 use crate::world::{Counts, Violation};
 
+/// How often a run of many seeds says how far it is.
+const PROGRESS_EVERY: u64 = 1000;
+
 /// What many runs came to.
 #[derive(Debug, Default)]
 pub struct Sum {
@@ -95,6 +98,9 @@ fn work(next: &AtomicU64, end: u64, failures: &AtomicU64, most_failures: usize) 
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= end {
             break;
+        }
+        if seed.is_multiple_of(PROGRESS_EVERY) {
+            eprintln!("seed {seed}");
         }
         let outcome = run_seed(&clients, seed, None, false)?;
         if let Some(violation) = outcome.violation.as_ref().filter(|violation| !violation.is_known()) {

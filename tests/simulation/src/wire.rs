@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until};
 use tower::{BoxError, Layer, Service};
 
@@ -87,7 +89,11 @@ impl Call {
     /// For traces, and for what is drawn for it.
     #[must_use]
     pub fn text(&self) -> String {
-        let what = self.name.clone().unwrap_or_else(|| name(&self.body).to_owned());
+        let mut what = self.name.as_deref().unwrap_or_else(|| name(&self.body));
+        if self.kind == Kind::Event {
+            // The rest of its name is the machine's own time.
+            what = what.split('.').next().unwrap_or_default();
+        }
         let watch = if self.watch_from.is_some() { " watch" } else { "" };
         let status = if self.is_status { "/status" } else { "" };
         format!("{} {:?} {what}{status}{watch}", self.method, self.kind)
@@ -130,7 +136,7 @@ async fn serve(world: Shared, node: usize, request: Request<Body>) -> Result<Res
         let mut world = lock(&world);
         let now = time::now(node);
         let answer = oracle::carry_out(&mut world, node, &call, now);
-        world.pulse.send_replace(());
+        world.pulse.notify_waiters();
         let code = answer.as_ref().map_or_else(|refusal| refusal.code, |_| 200);
         if call.kind != Kind::Lease || code != 200 {
             world.note(now, || format!("node {node}: {} -> {code}", call.text()));
@@ -154,11 +160,18 @@ async fn serve(world: Shared, node: usize, request: Request<Body>) -> Result<Res
 
 /// Waits while the node's processes do not run.
 async fn run_on(world: &Shared, node: usize) {
-    let mut pulse = lock(world).pulse.subscribe();
-    while lock(world).is_stopped(node) {
-        if pulse.changed().await.is_err() {
-            return std::future::pending().await;
+    wait_until(world, |world| !world.is_stopped(node)).await;
+}
+
+async fn wait_until(world: &Shared, is_so: impl Fn(&World) -> bool) {
+    let pulse = Arc::clone(&lock(world).pulse);
+    loop {
+        let mut next = std::pin::pin!(pulse.notified());
+        next.as_mut().enable();
+        if is_so(&lock(world)) {
+            return;
         }
+        next.await;
     }
 }
 
@@ -193,12 +206,7 @@ fn refused() -> BoxError {
 
 /// What was sent into the void arrives when it is none any more; the operator has mostly turned away by then.
 async fn wait_while_hanging(world: &Shared, node: usize) {
-    let mut pulse = lock(world).pulse.subscribe();
-    while lock(world).away(node) == Some(Away::Hangs) {
-        if pulse.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-    }
+    wait_until(world, |world| world.away(node) != Some(Away::Hangs)).await;
     run_on(world, node).await;
 }
 
@@ -251,7 +259,7 @@ struct Watch {
     heard: Millis,
     cuts: u64,
     ended: bool,
-    pulse: tokio::sync::watch::Receiver<()>,
+    pulse: Arc<Notify>,
 }
 
 enum Step {
@@ -278,7 +286,7 @@ impl Watch {
             heard: now,
             cuts: held.cuts.get(&call.kind).map_or(0, |cut| cut.0),
             ended: false,
-            pulse: held.pulse.subscribe(),
+            pulse: Arc::clone(&held.pulse),
         }
     }
 
@@ -295,7 +303,9 @@ impl Watch {
             return None;
         }
         loop {
-            self.pulse.borrow_and_update();
+            let pulse = Arc::clone(&self.pulse);
+            let mut next = std::pin::pin!(pulse.notified());
+            next.as_mut().enable();
             let step = self.step(time::now(self.node));
             match step {
                 Step::Show(event) => return Some(Ok(Bytes::from(format!("{event}\n")))),
@@ -307,7 +317,7 @@ impl Watch {
                 Step::WaitUntil(at) => {
                     tokio::select! {
                         biased;
-                        _ = self.pulse.changed() => {}
+                        () = next => {}
                         () = sleep_until(time::instant(self.node, at)) => {}
                     }
                 }

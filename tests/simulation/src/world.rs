@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::happenings::{Account, Expectation, Quiet};
 use crate::moneygo::Provider;
@@ -119,8 +119,8 @@ pub struct World {
     pub provider: Provider,
     /// The replicas.
     pub nodes: [NodeState; NODES],
-    /// Wakes every watch.
-    pub pulse: watch::Sender<()>,
+    /// Wakes every watch, in the order in which they wait.
+    pub pulse: Arc<Notify>,
     /// How often the watches of a kind were cut, and whether with 410 the last time.
     pub cuts: BTreeMap<Kind, (u64, bool)>,
     /// Grants whose answers are still to be lost.
@@ -171,7 +171,7 @@ impl World {
             store: Store::default(),
             provider: Provider::new(setting.mode, setting.lifetime),
             nodes: <[NodeState; NODES]>::default(),
-            pulse: watch::Sender::new(()),
+            pulse: Arc::new(Notify::new()),
             cuts: BTreeMap::new(),
             to_lose: 0,
             interferences: Vec::new(),
