@@ -45,11 +45,17 @@ COPY Cargo.toml Cargo.lock ./
 COPY tests/consumer/Cargo.toml tests/consumer/
 COPY tests/controlplane/Cargo.toml tests/controlplane/
 COPY tests/fake-moneygo/Cargo.toml tests/fake-moneygo/
+COPY tests/faults/Cargo.toml tests/faults/
+COPY tests/simulation/Cargo.toml tests/simulation/
 COPY xtask/Cargo.toml xtask/
 RUN set -eu; \
-    mkdir -p src/bin tests/consumer/src tests/controlplane/src tests/fake-moneygo/src xtask/src; \
-    touch src/lib.rs tests/consumer/src/lib.rs tests/controlplane/src/lib.rs tests/fake-moneygo/src/lib.rs; \
-    echo 'fn main() {}' | tee src/main.rs src/bin/crdgen.rs xtask/src/main.rs >tests/fake-moneygo/src/main.rs; \
+    for member in . tests/* xtask; do \
+        mkdir -p "$member/src"; \
+        touch "$member/src/lib.rs"; \
+        echo 'fn main() {}' >"$member/src/main.rs"; \
+    done; \
+    mkdir src/bin; \
+    cp src/main.rs src/bin/crdgen.rs; \
     . ./environment; \
     cargo auditable build --release --locked --bin moneygo-operator
 

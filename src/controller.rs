@@ -51,6 +51,8 @@ const STOP_LIMIT: Duration = Duration::from_millis(2200);
 const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
 /// Attempts to write a late token to the target of an object that is gone.
 const LAST_ATTEMPTS: usize = 3;
+/// How long a repeated token of which the provider says that nothing is left may still live.
+const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// By how much the clocks may drift apart between two heartbeats before it is a jump.

@@ -821,7 +821,14 @@ pub struct Failed {
 /// the spec or the credentials are others since, or `changed` says that something else is.
 #[must_use]
 pub fn standing_failure(o: &Observed, untold: Option<&Failed>, changed: bool) -> Option<Failure> {
-    let told = Failure::in_status(&o.status).map(|failure| Failed {
+    let stored = match &o.target {
+        Target::Read { found: Found::Token(life), .. } => Some(*life),
+        Target::Seen { facts, trusted: true } => facts.marks.life,
+        Target::Missing | Target::Seen { .. } | Target::Read { .. } => None,
+    };
+    // A token was written that the status does not know of: whoever wrote it died before it could say that the failure is over.
+    let is_behind = stored.is_some_and(|life| o.status.issued_at.is_none_or(|told| told < life.issued_at));
+    let told = Failure::in_status(&o.status).filter(|_| !is_behind).map(|failure| Failed {
         failure,
         generation: o.status.observed_generation,
         credentials: observed_credentials(o),

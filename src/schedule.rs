@@ -104,9 +104,11 @@ impl Life {
         at.max(add(self.issued_at, MIN_GRANT_INTERVAL)).min(self.expires_at)
     }
 
+    /// Not in its last second, of which a provider would say that nothing is left of it.
     fn halfway(self) -> Timestamp {
-        let half = (self.lifetime() / 2).max(MIN_GRANT_INTERVAL);
-        floor_millis(add(self.issued_at, half)).min(self.expires_at)
+        let half = floor_millis(add(self.issued_at, (self.lifetime() / 2).max(MIN_GRANT_INTERVAL)));
+        let left = self.expires_at.duration_since(half);
+        if left < MIN_GRANT_INTERVAL { self.expires_at } else { half }
     }
 }
 
@@ -372,6 +374,8 @@ mod tests {
         let late = Life::new(at("2026-01-01T00:00:39.2Z"), Duration::from_secs(1)).of_repeated(first);
         assert_eq!(late.expires_at, first.expires_at);
         assert_eq!(late.refresh_at(Renew::ThirdLeft, "x"), first.expires_at);
+        let last = Life::new(at("2026-01-01T00:00:38.1Z"), Duration::from_secs(1)).of_repeated(first);
+        assert_eq!(last.refresh_at(Renew::ThirdLeft, "x"), last.expires_at, "not in its last second");
         let prolonged = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(40)).of_repeated(first);
         assert!(!prolonged.repeated);
     }

@@ -190,6 +190,7 @@ async fn what_is_misspelt_or_wrong_is_refused() {
     for (values, part) in REFUSED {
         let error = tools.render(values).expect_err(values);
         assert!(error.contains(part), "{values}: {error}");
+        println!("refused for {part}: {values}");
     }
 }
 

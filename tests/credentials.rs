@@ -127,6 +127,10 @@ async fn bad_credentials_of_a_new_object_are_told_and_mended_at_once() {
         check_conditions(row.name, object, row.reason, false);
         assert!(stage.secrets().get_opt(row.name).await.unwrap().is_none(), "{}: there is a target", row.name);
     }
+    // Events are written after the statuses, one by one.
+    for row in &rows {
+        stage.told(row.name, row.reason.as_str()).await;
+    }
     // Another object's refresh, from its beginning to its end, shows that all of this is at rest and in nobody's way.
     let mark = stage.mark();
     let already = stage.grants_of("goes-on");

@@ -297,7 +297,7 @@ async fn two_that_both_lead_settle_on_a_living_token() {
     let dead = names.iter().map(|name| longest_dead(&stage, name)).max().unwrap();
     let grants: Vec<_> = names.iter().map(|name| stage.grants_of(name)).collect();
     println!("two leaders: {grants:?} grants for two lives each, a dead token for {dead:.1?} at most");
-    assert!(dead < Duration::from_secs(2), "{dead:?}");
+    assert!(dead < Duration::from_secs(5), "{dead:?}");
     assert!(grants.iter().all(|&count| count <= 2 * 4), "{grants:?}");
     let scene = stage.scene();
     for (name, token) in tokens(&scene, &names).unwrap() {

@@ -109,6 +109,16 @@ async fn a_renew_before_that_the_lifetime_cannot_hold_is_cut_and_said() {
     assert!(message.contains("cut to nine tenths"), "{message}");
 }
 
+/// The answer takes longer than the token is to be used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_time_that_passes_before_the_token_is_written_is_not_forgotten() {
+    const LIFETIME: Duration = Duration::from_secs(30);
+    let stage = Stage::setup("slow").moneygo(|moneygo| moneygo.expires_in(LIFETIME)).open().await;
+    stage.moneygo.script("a", Script::endpoint().delay(Duration::from_secs(4)));
+    let (_operator, _) = settled(&stage, json!({"refresh": {"renewBeforePercentage": 90}})).await;
+    stage.moneygo.wait_for_grants("a", 2, Duration::from_secs(5)).await.expect("it is due already");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_the_provider_repeats_is_asked_for_halfway_to_its_end() {
     const LIFETIME: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 
 use super::observe::held_facts;
-use super::{Context, LAST_ATTEMPTS, Sight, key_of};
+use super::{Context, LAST_ATTEMPTS, LAST_SECOND, Sight, key_of};
 use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
@@ -17,7 +17,7 @@ use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Found, Issue, Version};
 use crate::status::Failure;
-use crate::token::{AccessToken, ClientCredentials, TokenError};
+use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
 
 impl Context {
     pub(super) async fn mint(
@@ -132,7 +132,8 @@ impl Context {
                 None => self.wait(o).await,
             };
         }
-        self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame), error.retry_after()).await
+        let retry_after = error.retry_after().or_else(|| is_last_second(error, o).then_some(LAST_SECOND));
+        self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame), retry_after).await
     }
 
     /// Takes note of an attempt that failed, and of when it is repeated.
@@ -180,6 +181,13 @@ pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, to
         Some(earlier) if sight.stored_token(o, spec) == Some(token.expose()) => life.of_repeated(earlier),
         _ => life,
     }
+}
+
+/// A provider that repeats its token says of one that ends within the second that it lives for 0 s. Soon it has a new one.
+fn is_last_second(error: &TokenError, o: &Observed) -> bool {
+    let is_without_life = matches!(error, TokenError::BadResponse { problem: BadResponse::ExpiresIn, .. });
+    let is_again = o.failure.as_ref().is_some_and(|failure| failure.attempts > 1);
+    is_without_life && !is_again && life_in_target(o).is_some_and(|life| life.repeated)
 }
 
 pub(super) fn failure_reason(error: &TokenError) -> Reason {

@@ -50,7 +50,9 @@ impl Context {
         if o.ending {
             return Ok(Action::await_change());
         }
-        self.account(o).await
+        let rest = self.account(o).await?;
+        // A write that took long may have come after the token's own refresh time.
+        Ok(if matches!(plan::plan(o), Plan::Rest(..)) { rest } else { Action::requeue(Duration::ZERO) })
     }
 
     pub(super) async fn mend(&self, o: &mut Observed, issue: Issue, sight: Sight) -> Result<Action, Error> {
@@ -101,6 +103,10 @@ impl Context {
         // A Secret that is made anew gets its owner: creating one needs no right to change it.
         let ownership = if o.owner_refused && live.is_some() { Ownership::AsFound } else { Ownership::AsWanted };
         let wanted = compose(ownership);
+        if let Some(live) = live.filter(|live| is_same(live, &wanted)) {
+            // It was written already, and the answer was lost.
+            return Ok(live.clone());
+        }
         let changes_owner = live.is_some_and(|live| {
             live.metadata.owner_references.clone().unwrap_or_default()
                 != wanted.metadata.owner_references.clone().unwrap_or_default()
@@ -155,4 +161,11 @@ impl Context {
         o.status.issued_at = Some(life.issued_at);
         o.status.expires_at = Some(life.expires_at);
     }
+}
+
+fn is_same(live: &Secret, wanted: &Secret) -> bool {
+    live.data == wanted.data
+        && live.metadata.labels == wanted.metadata.labels
+        && live.metadata.annotations == wanted.metadata.annotations
+        && live.metadata.owner_references == wanted.metadata.owner_references
 }

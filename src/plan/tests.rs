@@ -1125,6 +1125,27 @@ fn a_failure_stands_until_its_time_or_until_something_changes_that_may_mend_it()
 }
 
 #[test]
+fn a_failure_is_over_once_a_token_is_there_that_the_status_does_not_know_of() {
+    let mut world = scene();
+    world.answer = Answer::Rejected;
+    world.advance(2000);
+    while world.pass() && world.status.failed_attempts.is_none() {}
+    world.answer = Answer::New(HOUR_SECS);
+    world.advance(600);
+    let failing = world.status.clone();
+    assert!(failing.failed_attempts.is_some());
+    world.settle();
+    world.assert_well();
+    // Whoever wrote the Secret died before it wrote the status.
+    world.restart();
+    world.status = failing;
+    world.forget_the_past();
+    world.settle();
+    assert_eq!(world.grants, []);
+    world.assert_well();
+}
+
+#[test]
 fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
     let mut world = World::new();
     world.answer = Answer::Rejected;

@@ -9,13 +9,16 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{checkout, generate, terminal, test, tools};
+use crate::{checkout, generate, simulate, terminal, test, tools};
 
 mod end_to_end;
 
 /// How long the database of advisories may take to come.
 const FETCH_LIMIT: Duration = Duration::from_mins(2);
 const FETCH_POLL: Duration = Duration::from_millis(100);
+
+/// Simulated runs at each change.
+const SEEDS: &str = "10000";
 
 /// How a step ended.
 enum Outcome {
@@ -88,6 +91,7 @@ pub fn run(only: Option<&str>) -> anyhow::Result<()> {
         let mut doc = terminal::cargo(checkout());
         succeed(doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "--deny warnings"))
     });
+    steps.take("simulation", || simulate::run(&["--seeds".to_owned(), SEEDS.to_owned()]).map(|()| Outcome::Passed));
     steps.take("tests", || tests(&mut tested));
     steps.take("end to end", end_to_end::run);
     ensure!(!steps.taken.is_empty(), "there is no such step: see the table that follows all of them");

@@ -86,6 +86,7 @@ fn fuzz(target: &str, seconds: u32) -> anyhow::Result<Outcome> {
 
 /// Not the line for each new input that reaches something new.
 fn is_worth_showing(line: &str) -> bool {
+    let line = line.trim_start();
     let is_progress = line.starts_with('#') || line.starts_with("INFO:") || line.starts_with("NEW_FUNC");
-    !is_progress && !line.trim().is_empty()
+    !is_progress && !line.is_empty()
 }

@@ -15,6 +15,7 @@ mod generate;
 mod mutants;
 mod release;
 mod signals;
+mod simulate;
 mod terminal;
 mod test;
 mod tools;
@@ -46,6 +47,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the operator in simulated worlds: --seeds N, or --seed S to see one; --help tells the rest
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// Arguments for the simulation
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Give the readers of answers, Secrets and objects inputs of every kind
@@ -71,6 +79,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Ci { step } => ci::run(step.as_deref()),
         Command::Faults { arguments } => faults::run(&arguments),
+        Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Coverage => coverage::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),

@@ -279,6 +279,20 @@ mod tests {
         assert!(ensure_nameless(content, &[Path::new("/home/nobody")]).is_ok());
     }
 
+    /// cargo wants the manifest of every member of the workspace, even to build one.
+    #[test]
+    fn the_image_is_built_with_every_manifest() -> anyhow::Result<()> {
+        let manifest = fs::read_to_string(checkout().join("Cargo.toml"))?;
+        let members = manifest.lines().find(|line| line.starts_with("members = ")).unwrap_or_default();
+        let members: Vec<_> = members.split('"').skip(1).step_by(2).filter(|member| *member != ".").collect();
+        let dockerfile = fs::read_to_string(checkout().join("Dockerfile"))?;
+        assert!(members.contains(&"xtask"), "{members:?}");
+        for member in members {
+            assert!(dockerfile.contains(&format!("COPY {member}/Cargo.toml {member}/\n")), "{member}");
+        }
+        Ok(())
+    }
+
     #[test]
     fn a_binary_without_a_list_is_refused() -> anyhow::Result<()> {
         assert!(listed(&fs::read(env::current_exe()?)?).is_err());

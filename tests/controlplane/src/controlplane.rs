@@ -29,6 +29,9 @@ use crate::leash::Leash;
 /// How long a server may take to become ready.
 const READY_LIMIT: Duration = Duration::from_mins(1);
 const READY_POLL: Duration = Duration::from_millis(20);
+/// How long a signal may take to stop every thread of a server, and how often that is looked at.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+const STOP_POLL: Duration = Duration::from_millis(2);
 /// How long a single question whether it is ready may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a new kind of object may take to be served.
@@ -59,6 +62,16 @@ struct Servers {
     etcd: Server,
     apiserver: Option<Server>,
     controllers: Option<Server>,
+}
+
+/// Whether each of its threads stands still: a signal reaches them one by one. Where there is no `/proc` that is not known.
+fn has_stopped(process: Pid) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state follows the name, which is in brackets and may hold some.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 struct Ports {
@@ -243,7 +256,12 @@ impl ControlPlane {
     /// # Errors
     /// If the API server does not run.
     pub fn pause_apiserver(&self) -> Result<()> {
-        self.signal_apiserver(Signal::STOP)
+        let apiserver = self.signal_apiserver(Signal::STOP)?;
+        let started = Instant::now();
+        while !has_stopped(apiserver) && started.elapsed() < STOP_LIMIT {
+            std::thread::sleep(STOP_POLL);
+        }
+        Ok(())
     }
 
     /// Lets a paused API server go on.
@@ -251,7 +269,7 @@ impl ControlPlane {
     /// # Errors
     /// If it does not run.
     pub fn resume_apiserver(&self) -> Result<()> {
-        self.signal_apiserver(Signal::CONT)
+        self.signal_apiserver(Signal::CONT).map(drop)
     }
 
     /// Makes the store stand still, and with it every request that is not answered from a cache.
@@ -286,10 +304,12 @@ impl ControlPlane {
         self.users.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn signal_apiserver(&self, signal: Signal) -> Result<()> {
+    fn signal_apiserver(&self, signal: Signal) -> Result<Pid> {
         let servers = self.servers();
         let apiserver = servers.apiserver.as_ref().context("the API server does not run")?;
-        kill_process(Pid::from_child(&apiserver.process), signal).context("cannot signal the API server")
+        let pid = Pid::from_child(&apiserver.process);
+        kill_process(pid, signal).context("cannot signal the API server")?;
+        Ok(pid)
     }
 
     fn restart_controllers(&self) -> Result<()> {

@@ -27,7 +27,8 @@ fn check_grant(status: u16, body: &[u8], grant: &Grant) {
     assert!(body.len() <= MAX_BODY_BYTES);
     let token = grant.token.expose();
     assert!(!token.is_empty() && token.len() <= MAX_TOKEN_BYTES);
-    assert!(token.bytes().all(|byte| byte.is_ascii_graphic()), "it goes into a header");
+    // RFC 6749, appendix A.12.
+    assert!(token.bytes().all(|byte| (0x20..=0x7e).contains(&byte)), "it goes into a header");
     let life = grant.lifetime.length;
     assert!(life.as_secs() >= 1 && life <= MAX_LIFETIME && life.subsec_nanos() == 0);
     assert!(!format!("{grant:?}").contains(token) || token.len() < QUOTE);
