@@ -41,11 +41,30 @@ struct Scenario {
 }
 
 /// In the order in which they are tried: the first to fail has caught the bug.
-const SCENARIOS: [Scenario; 2] = [
+const SCENARIOS: [Scenario; 5] = [
+    Scenario {
+        name: "simulation",
+        arguments: &["run", "--profile", "simulation", "--package", "moneygo-simulation", "--", "--seeds", "1000"],
+    },
+    Scenario { name: "matrix", arguments: &["run", "--package", "moneygo-faults", "--", "matrix"] },
+    Scenario {
+        name: "failovers",
+        arguments: &["run", "--package", "moneygo-faults", "--", "failovers", "--rounds", "200"],
+    },
     Scenario { name: "unit tests", arguments: &["test", "--package", "moneygo-operator", "--lib"] },
     Scenario {
-        name: "failover",
-        arguments: &["test", "--package", "moneygo-operator", "--test", "failover", "--test", "restart"],
+        name: "integration tests",
+        arguments: &[
+            "test",
+            "--package",
+            "moneygo-operator",
+            "--test",
+            "failover",
+            "--test",
+            "restart",
+            "--test",
+            "refresh",
+        ],
     },
 ];
 
