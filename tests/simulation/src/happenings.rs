@@ -235,12 +235,14 @@ impl World {
             What::WatchCut(..) | What::WatchBehind(..) => (None, Hinders::Cluster, CLUSTER_BACKOFF),
             What::WatchSlow(_, longest) => (None, Hinders::Cluster, longest + 10 * SECOND),
             What::EndpointAway(_) => (None, Hinders::Grants, RECOVERY + REACTION + 10 * SECOND),
-            What::EndpointSlow(_) | What::BadAnswers => (None, Hinders::Grants, GRANT_BACKOFF + REACTION),
-            What::RateLimited(RetryAfter::Seconds(secs)) => (None, Hinders::Grants, (secs.min(3600) + 12) * SECOND),
             // With a clock that is wrong, a date may be any time from now to the longest wait.
             What::RateLimited(RetryAfter::Date(_)) if self.has_wrong_clocks() => (None, Hinders::Grants, 3612 * SECOND),
-            What::RateLimited(RetryAfter::Date(secs)) => (None, Hinders::Grants, (secs.min(3600) + 12) * SECOND),
-            What::RateLimited(_) => (None, Hinders::Grants, GRANT_BACKOFF + REACTION),
+            What::RateLimited(RetryAfter::Seconds(secs) | RetryAfter::Date(secs)) => {
+                (None, Hinders::Grants, (secs.min(3600) + 12) * SECOND)
+            }
+            What::RateLimited(_) | What::EndpointSlow(_) | What::BadAnswers => {
+                (None, Hinders::Grants, GRANT_BACKOFF + REACTION)
+            }
             What::InvalidClient(object) | What::CredentialsGone(object) | What::CredentialsWrong(object) => {
                 (Some(object), Hinders::Grants, REACTION)
             }

@@ -1,6 +1,6 @@
 //! Numbers that a seed alone decides.
 
-/// A stream of numbers (SplitMix64).
+/// A stream of numbers (`SplitMix64`).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 

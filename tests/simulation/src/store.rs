@@ -309,7 +309,7 @@ fn own(kind: Kind, before: Option<&Value>, object: &mut Value, manager: &str) {
         return;
     }
     let mut owners: BTreeMap<String, String> = BTreeMap::new();
-    for entry in before.into_iter().flat_map(|before| before["metadata"]["managedFields"].as_array()).flatten() {
+    for entry in before.into_iter().filter_map(|before| before["metadata"]["managedFields"].as_array()).flatten() {
         let fields = entry["fieldsV1"]["f:data"].as_object().into_iter().flat_map(Map::keys);
         for field in fields {
             owners.insert(field.clone(), entry["manager"].as_str().unwrap_or_default().to_owned());

@@ -432,7 +432,7 @@ impl World {
             match what {
                 What::ApiAway(which, how) if which.is_none_or(|which| which == node) => fate.away = Some(how),
                 What::ApiFlaky(percent, how) if mix(&[number, 3]) % 100 < percent => {
-                    fate.away = fate.away.or(Some(how))
+                    fate.away = fate.away.or(Some(how));
                 }
                 What::ApiSlow(longest) => {
                     fate.before += mix(&[number, 4]) % longest;
