@@ -26,7 +26,7 @@ const LISTED: [&str; 3] = ["kube", "reqwest", "rustls"];
 /// Where systems keep the certificates of public authorities.
 const CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
-/// See [`write`].
+/// See [`write()`].
 pub fn run() -> anyhow::Result<()> {
     write().map(drop)
 }
