@@ -18,7 +18,7 @@ const FETCH_LIMIT: Duration = Duration::from_mins(2);
 const FETCH_POLL: Duration = Duration::from_millis(100);
 
 /// Simulated runs at each change.
-const SEEDS: &str = "10000";
+const SEEDS: &str = "2000";
 
 /// How a step ended.
 enum Outcome {

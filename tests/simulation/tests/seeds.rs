@@ -1,5 +1,5 @@
 //! The simulation itself: that a seed decides everything, and that what it finds can be made small. `cargo xtask ci` runs
-//! its 10,000 seeds with `cargo xtask simulate`, on a build that is fast enough for it.
+//! its seeds with `cargo xtask simulate`, on a build that is fast enough for it.
 
 use moneygo_simulation::node::token_clients;
 use moneygo_simulation::run::run_seed;
