@@ -214,9 +214,9 @@ impl Operator<'_> {
         self.ended(Instant::now()).await
     }
 
-    /// SIGSTOP: it stands still.
+    /// SIGSTOP: it stands still from here on.
     pub fn suspend(&self) {
-        self.signal(Signal::STOP);
+        moneygo_controlplane::halt(&self.process).expect("the operator stands still");
     }
 
     /// SIGCONT: it goes on.

@@ -24,14 +24,12 @@ use tokio::time::{sleep, timeout};
 use crate::audit;
 use crate::binaries::{Binaries, Release};
 use crate::credentials::{Credentials, random_hex};
+use crate::halt::halt;
 use crate::leash::Leash;
 
 /// How long a server may take to become ready.
 const READY_LIMIT: Duration = Duration::from_mins(1);
 const READY_POLL: Duration = Duration::from_millis(20);
-/// How long a signal may take to stop every thread of a server, and how often that is looked at.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
-const STOP_POLL: Duration = Duration::from_millis(2);
 /// How long a single question whether it is ready may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a new kind of object may take to be served.
@@ -62,16 +60,6 @@ struct Servers {
     etcd: Server,
     apiserver: Option<Server>,
     controllers: Option<Server>,
-}
-
-/// Whether each of its threads stands still: a signal reaches them one by one. Where there is no `/proc` that is not known.
-fn has_stopped(process: Pid) -> bool {
-    let Ok(threads) = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())) else { return true };
-    threads.flatten().all(|thread| {
-        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // The state follows the name, which is in brackets and may hold some.
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
-    })
 }
 
 struct Ports {
@@ -256,12 +244,9 @@ impl ControlPlane {
     /// # Errors
     /// If the API server does not run.
     pub fn pause_apiserver(&self) -> Result<()> {
-        let apiserver = self.signal_apiserver(Signal::STOP)?;
-        let started = Instant::now();
-        while !has_stopped(apiserver) && started.elapsed() < STOP_LIMIT {
-            std::thread::sleep(STOP_POLL);
-        }
-        Ok(())
+        let servers = self.servers();
+        let apiserver = servers.apiserver.as_ref().context("the API server does not run")?;
+        halt(&apiserver.process).context("cannot stop the API server")
     }
 
     /// Lets a paused API server go on.
@@ -269,7 +254,9 @@ impl ControlPlane {
     /// # Errors
     /// If it does not run.
     pub fn resume_apiserver(&self) -> Result<()> {
-        self.signal_apiserver(Signal::CONT).map(drop)
+        let servers = self.servers();
+        let apiserver = servers.apiserver.as_ref().context("the API server does not run")?;
+        kill_process(Pid::from_child(&apiserver.process), Signal::CONT).context("cannot signal the API server")
     }
 
     /// Makes the store stand still, and with it every request that is not answered from a cache.
@@ -277,7 +264,7 @@ impl ControlPlane {
     /// # Errors
     /// If it cannot be signalled.
     pub fn pause_etcd(&self) -> Result<()> {
-        self.signal_etcd(Signal::STOP)
+        halt(&self.servers().etcd.process).context("cannot stop etcd")
     }
 
     /// Lets a paused store go on.
@@ -285,11 +272,7 @@ impl ControlPlane {
     /// # Errors
     /// If it cannot be signalled.
     pub fn resume_etcd(&self) -> Result<()> {
-        self.signal_etcd(Signal::CONT)
-    }
-
-    fn signal_etcd(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.servers().etcd.process), signal).context("cannot signal etcd")
+        kill_process(Pid::from_child(&self.servers().etcd.process), Signal::CONT).context("cannot signal etcd")
     }
 
     pub(crate) fn audit_path(&self) -> PathBuf {
@@ -302,14 +285,6 @@ impl ControlPlane {
 
     pub(crate) fn next_user(&self) -> usize {
         self.users.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn signal_apiserver(&self, signal: Signal) -> Result<Pid> {
-        let servers = self.servers();
-        let apiserver = servers.apiserver.as_ref().context("the API server does not run")?;
-        let pid = Pid::from_child(&apiserver.process);
-        kill_process(pid, signal).context("cannot signal the API server")?;
-        Ok(pid)
     }
 
     fn restart_controllers(&self) -> Result<()> {

@@ -8,6 +8,7 @@
 //! - [`ControlPlane`]: the running servers, clients for them, and outages of them.
 //! - [`Access`], [`User`]: somebody with given RBAC rules and no others.
 //! - [`AuditEvent`]: what the API server was asked, and by whom.
+//! - [`halt()`]: a process stands still.
 //! - [`Leash`]: processes and a folder that do not outlive this process.
 //! - [`Progress`]: what is being waited for.
 //!
@@ -18,6 +19,7 @@ mod audit;
 mod binaries;
 mod controlplane;
 mod credentials;
+mod halt;
 mod leash;
 mod progress;
 
@@ -25,5 +27,6 @@ pub use access::{Access, User, rule};
 pub use audit::{AuditEvent, AuditMark};
 pub use binaries::{Binaries, RELEASE_VARIABLE, RELEASES, Release, cache, helm};
 pub use controlplane::ControlPlane;
+pub use halt::halt;
 pub use leash::Leash;
 pub use progress::Progress;
