@@ -6,7 +6,7 @@ use moneygo_operator::crd::annotation;
 
 use crate::moneygo::Grant;
 use crate::oracle::{self, patience};
-use crate::schedule::{Away, Blow, Disturbance, Edit, Renew, RetryAfter, Time, What};
+use crate::schedule::{Away, Blow, Disturbance, Edit, Mode, Renew, RetryAfter, Time, What};
 use crate::store::Kind;
 use crate::time::{Millis, SECOND};
 use crate::world::{Hinders, World, base64, client_id, credentials_name, object_name, target_name};
@@ -330,6 +330,15 @@ impl World {
         percent.map_or(first, Renew::Percent)
     }
 
+    /// Whether a token was lost that nothing but a wrong clock had asked for: with the process that asked ends what was known
+    /// of it, and that the one before was revoked by it.
+    #[must_use]
+    pub fn was_lost_by_a_wrong_clock(&self, object: usize) -> bool {
+        let client = client_id(object);
+        let last = self.provider.grants.iter().rev().find(|grant| grant.client == client);
+        self.has_wrong_clocks() && last.is_some_and(|grant| !grant.delivered)
+    }
+
     /// Whether no wall clock was set since, or shows something wrong now.
     #[must_use]
     pub fn clocks_steady_since(&self, since: Millis) -> bool {
@@ -351,6 +360,7 @@ impl World {
                     | What::CredentialsGone(_)
                     | What::InvalidClient(_)
                     | What::CredentialsWrong(_)
+                    | What::TargetTaken(_)
             )
         });
         if !was_refused || others || self.is_foreign(object) || self.clean_since(object, now, true).is_none() {
@@ -422,7 +432,11 @@ impl World {
     fn is_overdue(&self, object: usize, now: Millis) -> bool {
         let client = client_id(object);
         let last = self.provider.grants.iter().rev().find(|grant: &&Grant| grant.client == client && grant.delivered);
-        let due = self.renew_of(object).due_at_age(self.setting.lifetime).1;
+        // A token that was given again is asked for halfway to its end.
+        let due = match self.setting.mode {
+            Mode::SameAgain => self.setting.lifetime,
+            _ => self.renew_of(object).due_at_age(self.setting.lifetime).1,
+        };
         last.is_none_or(|grant| grant.issued + due + patience(self) < now)
     }
 
@@ -460,8 +474,11 @@ impl World {
     /// Judges the quiet time, and the sum of all grants.
     pub fn judge_quiet(&mut self, now: Millis, length: Millis) {
         let (grants, touches) = (self.counts.grants - self.quiet.grants, self.touches - self.quiet.touches);
-        // Two reads, the Secret, the status, an event; a read of the namespace where it is not watched; one may be under way.
-        if touches > 6 * grants + 4 * self.setting.objects.len() as u64 {
+        // Two reads, the Secret, the status, an event; a read of the namespace where it is not watched; one may
+        // be under way as it begins, and one as it ends.
+        // A token that is given again until it ends may end, and its status say so, before there is another.
+        let each = if self.setting.mode == Mode::SameAgain { 8 } else { 6 };
+        if touches > each * grants + 7 * self.setting.objects.len() as u64 {
             let detail = format!("{touches} requests for {grants} grants");
             self.violate("in steady state nothing is read or written", now, detail);
         }
@@ -495,7 +512,10 @@ impl World {
 
 fn tamper(secret: &mut Value, what: What) {
     match what {
-        What::TokenEdited(_) => secret["data"]["access_token"] = base64(b"edited"),
+        What::TokenEdited(_) => {
+            let key = oracle::token_key(secret);
+            secret["data"][key] = base64(b"edited");
+        }
         What::AnnotationsStripped(_) => secret["metadata"]["annotations"] = json!({}),
         What::ExpiryEdited(_) => {
             secret["metadata"]["annotations"][annotation::EXPIRES_AT] = "3000-01-01T00:00:00Z".into();

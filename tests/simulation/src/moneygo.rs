@@ -82,6 +82,13 @@ impl Provider {
         self.grants.get(number.checked_sub(1)?)
     }
 
+    /// The last refusal never arrived.
+    pub fn forget_refusal(&mut self, client: &str) {
+        if let Some(known) = self.clients.get_mut(client) {
+            known.refused.pop();
+        }
+    }
+
     /// Answers a request; none where the client is refused.
     pub fn ask(&mut self, client: &str, secret: &str, scope: &str, now: Millis) -> Option<Answer> {
         let known = self.clients.entry(client.to_owned()).or_default();

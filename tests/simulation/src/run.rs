@@ -1,9 +1,11 @@
 //! One run: a setting and its disturbances, from an empty cluster to the judgement.
 
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use moneygo_operator::token::TokenClient;
 
+use crate::logs::Logs;
 use crate::node::Node;
 use crate::oracle::{self, Watched};
 use crate::schedule::{Disturbance, Setting, disturbances};
@@ -45,14 +47,27 @@ pub fn run(
     disturbances: Vec<Disturbance>,
     traced: bool,
 ) -> anyhow::Result<Outcome> {
-    time::reset();
-    fastrand::seed(setting.seed);
-    crate::logs::reset(traced);
-    let mut run = Run::new(clients, setting, disturbances, traced);
-    run.through_faults()?;
-    run.settle()?;
-    run.quiet()?;
-    Ok(run.end())
+    alone(|| {
+        time::reset();
+        fastrand::seed(setting.seed);
+        crate::logs::reset(traced);
+        let mut run = Run::new(clients, setting, disturbances, traced);
+        run.through_faults()?;
+        run.settle()?;
+        run.quiet()?;
+        Ok(run.end())
+    })
+}
+
+/// Does something on a thread of its own, with what the operator logs going to the simulation. A new thread gives std's hash
+/// maps the order that they had in any other run (see `steady.c`).
+///
+/// # Errors
+/// Those of `work`, and where it panics.
+pub fn alone<T: Send>(work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let logged = || tracing::subscriber::with_default(Logs, work);
+    let ended = thread::scope(|scope| scope.spawn(logged).join());
+    ended.unwrap_or_else(|_| Err(anyhow::anyhow!("a run panicked: see above")))
 }
 
 struct Run {

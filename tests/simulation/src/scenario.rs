@@ -8,7 +8,7 @@ use anyhow::ensure;
 use moneygo_operator::token::TokenClient;
 
 use crate::node::Node;
-use crate::run::{Outcome, run};
+use crate::run::{Outcome, alone, run};
 use crate::schedule::{Away, Disturbance, Mode, ObjectSetting, Renew, Setting, Time, What};
 use crate::time::{self, DAY, HOUR, MINUTE, Millis, SECOND};
 use crate::world::{Shared, World, lock};
@@ -89,6 +89,10 @@ pub struct Crowd {
 /// # Errors
 /// Where a promise is not kept, or the simulation itself cannot run.
 pub fn crowd(clients: &[TokenClient], objects: usize) -> anyhow::Result<Crowd> {
+    alone(|| crowd_here(clients, objects))
+}
+
+fn crowd_here(clients: &[TokenClient], objects: usize) -> anyhow::Result<Crowd> {
     time::reset();
     let setting = Setting { mode: Mode::Independent, api_delay: 5, token_delay: 100, ..calm(objects, HOUR) };
     let minting = objects as u64 * SECOND / setting.rate;

@@ -94,13 +94,16 @@ impl Setting {
         let mut random = Random::new(seed, "setting");
         let scale = random.below(1000);
         let lifetime = match scale {
-            0..=619 => random.between(20, 90) * SECOND,
-            620..=889 => random.magnitude(90, 3600) * SECOND,
-            890..=994 => random.magnitude(3600, 86_400) * SECOND,
+            0..=649 => random.between(20, 90) * SECOND,
+            650..=959 => random.magnitude(90, 3600) * SECOND,
+            // A run of these takes as long as a hundred of the others.
+            960..=997 => random.magnitude(3600, 86_400) * SECOND,
             _ => random.magnitude(86_400, 30 * 86_400) * SECOND,
         };
         let replicas = if random.percent(60) { NODES } else { 1 };
         let lease_secs = (lifetime / SECOND / 20).clamp(random.pick(15, &[15, 15, 6]), random.pick(15, &[30, 60]));
+        // Weeks of a Lease that is renewed every other second would be nearly all that is simulated.
+        let lease_secs = lease_secs.max(lifetime / SECOND / 1440);
         let count = random.pick(1, &[1, 2, 2, 3, 5]);
         let objects = (0..count).map(|_| object(&mut random, lifetime)).collect();
         let mode = match random.below(100) {

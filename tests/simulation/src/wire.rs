@@ -469,6 +469,10 @@ async fn grant(world: Shared, node: usize, body: Value) -> Answered {
         let lost = answer.is_some() && world.to_lose > 0;
         world.to_lose -= u64::from(lost);
         world.counts.grants += u64::from(answer.is_some());
+        if answer.is_none() && fate.away == Some(Away::AnswersLost) {
+            // Who does not hear that it is refused tries again as in any outage.
+            world.provider.forget_refusal(&client);
+        }
         oracle::look_at_grant(&mut world, &client, answer.is_some(), now);
         if lost {
             world.lost(now);

@@ -4,30 +4,31 @@
 use moneygo_simulation::node::token_clients;
 use moneygo_simulation::run::run_seed;
 use moneygo_simulation::scenario;
-use moneygo_simulation::search::{logged, run_seeds};
+use moneygo_simulation::search::run_seeds;
+
+/// Seeds in which two objects are due in the same millisecond, so that the order of a hash map decides who comes first.
+const TIES: [u64; 2] = [80, 185];
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    logged(|| {
-        let clients = token_clients().unwrap();
-        for seed in 1..=200 {
-            let [first, second] = [(); 2].map(|()| run_seed(&clients, seed, None, true).unwrap());
-            let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
-            assert_eq!(differs, None, "seed {seed}: {:?}", differs.map(|at| (&first.trace[at], &second.trace[at])));
-            assert_eq!(first.trace.len(), second.trace.len(), "seed {seed}");
-        }
-    });
+    let clients = token_clients().unwrap();
+    for seed in (1..=60).chain(TIES) {
+        let [first, second] = [(); 2].map(|()| run_seed(&clients, seed, None, true).unwrap());
+        let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
+        assert_eq!(differs, None, "seed {seed}: {:?}", differs.map(|at| (&first.trace[at], &second.trace[at])));
+        assert_eq!(first.trace.len(), second.trace.len(), "seed {seed}");
+    }
 }
 
 #[test]
-fn every_promise_is_kept_in_some_hundred_worlds() {
-    let sum = run_seeds(1, 300, 2, 1).unwrap();
+fn every_promise_is_kept_in_a_hundred_worlds() {
+    let sum = run_seeds(1, 100, 2, 1).unwrap();
     assert!(sum.failed.is_empty(), "cargo xtask simulate --seed …: {:?}", sum.failed);
     assert!(sum.counts.crashes > 0 && sum.counts.grants > 0);
 }
 
 #[test]
 fn a_crowd_is_no_flood() {
-    let crowd = logged(|| scenario::crowd(&token_clients().unwrap(), 500)).unwrap();
+    let crowd = scenario::crowd(&token_clients().unwrap(), 500).unwrap();
     assert!(crowd.expired > 100 && crowd.expired < 400, "{crowd:?}");
 }
