@@ -7,7 +7,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, CommandFactory, Parser, error::ErrorKind};
+use clap::error::{ContextKind, ErrorKind};
+use clap::{ArgAction, CommandFactory, Parser};
 use moneygo_operator::lease;
 use moneygo_operator::telemetry::{LogFormat, LogLevel};
 use reqwest::Url;
@@ -139,6 +140,22 @@ impl Args {
 fn refuse(what: &str) -> clap::Error {
     clap::Error::raw(ErrorKind::ValueValidation, format!("{what}\n")).with_cmd(&Args::command())
 }
+
+/// What is wrong and what to do, in one line. For errors alone: `--help` and `--version` are clap's own.
+pub fn in_one_line(mut error: clap::Error) -> String {
+    error.remove(ContextKind::Usage);
+    let text = error.to_string();
+    // Where the line is our own, it tells what to do already.
+    let (what, advice) = match text.strip_suffix(TRY_HELP) {
+        Some(what) => (what, ": see --help"),
+        None => (text.as_str(), ""),
+    };
+    let line = what.replace("\n\n  tip: ", "; ").split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{line}{advice}")
+}
+
+/// How clap ends what it says.
+const TRY_HELP: &str = "\n\nFor more information, try '--help'.\n";
 
 fn log_format() -> impl TypedValueParser<Value = LogFormat> {
     PossibleValuesParser::new(["text", "json"]).map(|word| match word.as_str() {
@@ -402,13 +419,16 @@ mod tests {
             (&["--leader-elect-namespace=System"], "namespace"),
             (&["--log-level=inof"], "debug"),
             (&["--log-format=xml"], "json"),
-            (&["--no-such-flag"], "--no-such-flag"),
+            (&["--no-such-flag"], "found: see --help"),
+            (&["--token-ur=x"], "; a similar argument exists: '--token-url': see --help"),
+            (&["--token-url=a\n\nUsage: b\x1b[31m"], "'a Usage: b' for"),
+            (&["--log-format=jsn"], "[possible values: text, json]; a similar value exists: 'json': see --help"),
         ] {
             let error = parse(flags).unwrap_err();
-            let text = error.to_string();
             assert_eq!(error.exit_code(), 2, "{flags:?}");
-            assert!(text.starts_with("error: ") && text.contains(says), "{flags:?}: {text}");
-            assert!(text.lines().count() <= 7, "{text}");
+            let line = in_one_line(error);
+            assert!(line.starts_with("error: ") && line.contains(says), "{flags:?}: {line}");
+            assert!(!line.contains(char::is_control), "{line:?}");
         }
     }
 

@@ -29,10 +29,17 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(150);
 /// For what is left after the controller is done: it has had its share of the 5 s that a stop may take.
 const STOP_LIMIT: Duration = Duration::from_millis(2500);
 
+/// The exit code of clap's own errors.
+const WRONG_ARGUMENTS: u8 = 2;
+
 fn main() -> ExitCode {
     let args = match Args::from_process() {
         Ok(args) => args,
-        Err(error) => error.exit(),
+        Err(error) if error.exit_code() == 0 => error.exit(),
+        Err(error) => {
+            eprintln!("{}", args::in_one_line(error));
+            return ExitCode::from(WRONG_ARGUMENTS);
+        }
     };
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,

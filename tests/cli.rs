@@ -52,6 +52,51 @@ fn answer_version(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 #[test]
+fn a_wrong_flag_is_said_in_one_line() {
+    let see_help = |what: &str| format!("error: {what}: see --help\n");
+    for (flags, says) in [
+        (&["--no-such-flag"][..], see_help("unexpected argument '--no-such-flag' found")),
+        (
+            &["--watch-namespaces=a"],
+            see_help("unexpected argument '--watch-namespaces' found; a similar argument exists: '--watch-namespace'"),
+        ),
+        (&["-x"], see_help("unexpected argument '-x' found")),
+        (&["payments"], see_help("unexpected argument 'payments' found")),
+        (&["--leader-elect", "no"], see_help("unexpected argument 'no' found")),
+        (&["--token-url"], see_help("a value is required for '--token-url <URL>' but none was supplied")),
+        (
+            &["--token-url=x"],
+            see_help(
+                "invalid value 'x' for '--token-url <URL>': relative URL without a base; it looks like https://host/path",
+            ),
+        ),
+        (
+            &["--token-timeout=1\n0"],
+            see_help(
+                "invalid value '1 0' for '--token-timeout <DURATION>': must be a duration with units h, m, s or ms, as in 10s or 1m30s",
+            ),
+        ),
+        (
+            &["--log-format=xml"],
+            see_help("invalid value 'xml' for '--log-format <FORMAT>' [possible values: text, json]"),
+        ),
+        (
+            &["--log-level=info", "--log-level=debug"],
+            see_help("the argument '--log-level <LEVEL>' cannot be used multiple times"),
+        ),
+        (
+            &["--token-url=http://example.test/"],
+            "error: --token-url must begin with https:// (client secrets are sent to it); for a test, give --allow-insecure-token-url\n"
+                .to_owned(),
+        ),
+    ] {
+        let output = operator().args(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flags:?}");
+        assert_eq!((stderr(&output), output.stdout), (says, Vec::new()), "{flags:?}");
+    }
+}
+
+#[test]
 fn variables_are_checked_as_the_flags_are() {
     for (variable, bad) in [
         ("MONEYGO_TOKEN_URL", "nonsense"),
@@ -71,10 +116,13 @@ fn variables_are_checked_as_the_flags_are() {
         let output = operator().env(variable, bad).output().unwrap();
         let flag = variable.trim_start_matches("MONEYGO_").to_lowercase().replace('_', "-");
         assert_eq!(output.status.code(), Some(2), "{variable}");
-        assert!(stderr(&output).contains(&format!("--{flag}")), "{variable}: {}", stderr(&output));
+        let line = stderr(&output);
+        assert!(line.starts_with("error: ") && line.contains(&format!("--{flag}")), "{variable}: {line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
     }
     let mut listen = Command::new(env!("CARGO_BIN_EXE_moneygo-operator"));
-    assert_eq!(listen.env("MONEYGO_LISTEN", "here").output().unwrap().status.code(), Some(2));
+    let output = listen.env("MONEYGO_LISTEN", "here").output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).lines().count()), (Some(2), 1));
 }
 
 #[test]
@@ -130,7 +178,7 @@ fn an_election_needs_a_namespace() {
 #[test]
 fn help_and_version_end_well() {
     let help = operator().arg("--help").output().unwrap();
-    assert!(help.status.success());
+    assert!(help.status.success() && help.stderr.is_empty());
     assert!(String::from_utf8_lossy(&help.stdout).contains("MONEYGO_TOKEN_URL"));
     let version = operator().arg("--version").output().unwrap();
     assert_eq!(version.stdout, concat!("moneygo-operator ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
