@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
 const FOLDER: &str = "charts/moneygo-operator";
@@ -53,7 +53,7 @@ enum Entry {
     Value { path: Vec<String>, description: String, default: Value },
 }
 
-/// Reads the comments. Maps are in block style, indented by two; a key without a comment only holds others.
+/// Reads the comments. Maps are in block style, indented by two.
 fn parse(text: &str) -> anyhow::Result<Vec<Entry>> {
     let values: Value = serde_yaml::from_str(text).context("values.yaml")?;
     let (mut entries, mut path, mut comment) = (Vec::new(), Vec::<String>::new(), Vec::new());
@@ -82,7 +82,7 @@ fn is_key(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
-/// The schema with the comments as descriptions. Its other keywords are written by hand.
+/// The schema with the comments as descriptions. Its other keywords, and what describes the items of a list, are written by hand.
 fn schema(entries: &[Entry]) -> anyhow::Result<String> {
     let mut schema: Value = serde_json::from_str(SCHEMA).context("values.schema.json")?;
     for entry in entries {
@@ -97,15 +97,16 @@ fn schema(entries: &[Entry]) -> anyhow::Result<String> {
     Ok(format!("{}\n", serde_json::to_string_pretty(&schema)?))
 }
 
-/// Fails for a property that neither is described nor only holds others.
+/// Fails for a property that is not described, in a list, too.
 fn check_described(path: &str, schema: &Value) -> anyhow::Result<()> {
     for (key, property) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{key}");
-        if property["description"].is_null() && property["properties"].is_null() {
-            bail!("values.schema.json has {path}, which no comment of values.yaml describes");
-        }
-        // What is in a list is Kubernetes' own.
+        ensure!(
+            !property["description"].is_null(),
+            "{path} in values.schema.json has no description, and no comment in values.yaml"
+        );
         check_described(&path, property)?;
+        check_described(&format!("{path}[]"), &property["items"])?;
     }
     Ok(())
 }
@@ -157,9 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn a_property_without_a_comment_is_named() {
-        let error = check_described("", &serde_json::json!({"properties": {"a": {"type": "string"}}})).unwrap_err();
-        assert!(error.to_string().contains(".a"), "{error}");
+    fn a_property_without_a_description_is_named() {
+        let bare = serde_json::json!({"properties": {"a": {"type": "string"}}});
+        let map = serde_json::json!({"properties": {"b": {"description": "B.", "properties": bare["properties"]}}});
+        let list = serde_json::json!({"properties": {"c": {"description": "C.", "items": bare}}});
+        for (schema, path) in [(bare, ".a "), (map, ".b.a "), (list, ".c[].a ")] {
+            let error = check_described("", &schema).unwrap_err();
+            assert!(error.to_string().starts_with(path), "{error}");
+        }
     }
 
     #[test]
