@@ -137,6 +137,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chart_tests;
 
     #[test]
     fn comments_are_read() -> anyhow::Result<()> {
@@ -166,6 +167,24 @@ mod tests {
             let error = check_described("", &schema).unwrap_err();
             assert!(error.to_string().starts_with(path), "{error}");
         }
+    }
+
+    #[test]
+    fn every_value_is_set_by_a_value_file() -> anyhow::Result<()> {
+        let files = chart_tests::value_files(&crate::checkout().join(FOLDER).join("ci"))?;
+        let files: Result<Vec<Value>, _> = files.iter().map(|(_, text)| serde_yaml::from_str(text)).collect();
+        let files = files?;
+        for entry in parse(VALUES)? {
+            if let Entry::Value { path, .. } = entry {
+                let pointer = format!("/{}", path.join("/"));
+                assert!(
+                    files.iter().any(|file| file.pointer(&pointer).is_some()),
+                    "no file of ci/ sets {}",
+                    path.join(".")
+                );
+            }
+        }
+        Ok(())
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{path::Path, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 mod chart;
+mod chart_tests;
 mod ci;
 mod coverage;
 mod demo;
@@ -60,7 +61,7 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Put known bugs into a copy of the operator, one at a time, and show what catches each (an hour)
     Mutants(mutants::Options),
-    /// Write what is generated: the CRD, docs/api.md, and the chart's copy, schema and README
+    /// Write what is generated: the CRD, docs/api.md, docs/chart-tests.md, and the chart's copy, schema and README
     Gen {
         /// Write nothing; fail if a file is stale
         #[arg(long)]
