@@ -434,7 +434,7 @@ async fn a_bad_answer_to_a_new_object_is_told() {
 }
 
 async fn play_all(name: &str, has: Has) {
-    let stage = Stage::setup(name).moneygo(|moneygo| moneygo.token_prefix("canary-")).open().await;
+    let stage = Stage::new(name).await;
     let elsewhere = FakeMoneyGo::builder().any_client().start().await.unwrap();
     let flags = ["--token-requests-per-second=1000", "--token-concurrency=64"];
     let operator = flags.into_iter().fold(stage.operator(), stage::OperatorBuilder::flag);

@@ -13,7 +13,7 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, ResourceExt as _};
 use moneygo_controlplane::AuditMark;
 use serde_json::json;
-use stage::{Operator, SOON, Stage, credentials_name};
+use stage::{Operator, SOON, Stage, client_secret_of, credentials_name};
 
 /// Objects in a namespace that is deleted as a whole.
 const CROWD: usize = 50;
@@ -32,7 +32,7 @@ async fn secret_gone(stage: &Stage, secret: &str) {
 async fn has_seen(stage: &Stage, name: &str) {
     stage.credential(name, json!({})).await;
     stage.says(name, "Ready", "False", "CredentialsNotFound").await;
-    stage.client_secret(&credentials_name(name), name, " malformed").await;
+    stage.client_secret(&credentials_name(name), name, &format!(" {}", client_secret_of("malformed"))).await;
     stage.says(name, "Ready", "False", "CredentialsMalformed").await;
 }
 
@@ -92,7 +92,7 @@ async fn an_object_that_is_being_deleted_asks_for_nothing_and_writes_nothing() {
     for name in ["deleted", "edited", "relabelled"] {
         stage.request_refresh(name, "now").await;
         stage.patch(name, json!({"spec": {"scope": "other"}})).await;
-        stage.client_secret(&credentials_name(name), name, "rotated").await;
+        stage.client_secret(&credentials_name(name), name, &client_secret_of("rotated")).await;
     }
     has_seen(&stage, "another-fence").await;
     assert_eq!(secret_writes(&stage, mark, SystemTime::UNIX_EPOCH), [""; 0]);

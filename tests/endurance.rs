@@ -23,6 +23,8 @@ use stage::{Operator, SOON, Stage, token_in};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 const TWO_MINUTES: Duration = Duration::from_mins(2);
+/// The stage searches the log for secrets.
+const VERBOSE: &str = "--log-level=trace";
 
 // ---- refresh ----
 
@@ -63,7 +65,7 @@ async fn no_secret_ever_holds_an_expired_token() {
 /// Plays one of the acts, and returns what was not as it should be.
 async fn refresh(name: &'static str, mode: Mode, failing: Failing) -> Vec<String> {
     let stage = Stage::setup(name).moneygo(|moneygo| moneygo.expires_in(LIFETIME).mode(mode)).open().await;
-    let operator = stage.operator().start().await;
+    let operator = stage.operator().flag(VERBOSE).start().await;
     let names: Vec<String> = (0..OBJECTS).map(|n| format!("{name}-{n}")).collect();
     let fails_until = Arc::new(Mutex::new(HashMap::new()));
     for name in &names {
@@ -322,7 +324,7 @@ const MANY: usize = 200;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_and_two_quiet_minutes_cost_nothing() {
     let stage = Stage::new("quiet").await;
-    let operator = stage.operator().flag("--leader-elect").start().await;
+    let operator = stage.operator().flag("--leader-elect").flag(VERBOSE).start().await;
     let names: Vec<String> = (0..MANY).map(|n| format!("quiet-{n}")).collect();
     futures::stream::iter(&names)
         .for_each_concurrent(8, async |name| {
@@ -337,7 +339,7 @@ async fn a_restart_and_two_quiet_minutes_cost_nothing() {
     let before = stage.scene();
 
     let mark = stage.mark();
-    let mut operator = stage.operator().flag("--leader-elect").start().await;
+    let mut operator = stage.operator().flag("--leader-elect").flag(VERBOSE).start().await;
     all_were_looked_at(&stage, &mut operator).await;
     let steady = stage.mark();
     let restart = counts(&stage.requests(mark));

@@ -11,7 +11,7 @@ use fake_moneygo::{Mode, Script, TokenState};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::json;
-use stage::{Operator, SOON, Scene, Stage, token_of};
+use stage::{Operator, OperatorBuilder, SOON, Scene, Stage, token_of};
 
 /// The shortest that the operator takes.
 const LEASE: Duration = Duration::from_secs(3);
@@ -20,9 +20,14 @@ const LIFE: Duration = Duration::from_secs(20);
 const EARLIEST_REFRESH: Duration = Duration::from_secs(12);
 const OBJECTS: usize = 20;
 
+/// With the most verbose log: the stage searches it for secrets.
+fn operator(stage: &Stage) -> OperatorBuilder<'_> {
+    stage.operator().flag("--log-level=trace")
+}
+
 async fn replica(stage: &Stage) -> Operator<'_> {
     let lease = format!("--leader-elect-lease-duration={}s", LEASE.as_secs());
-    let operator = stage.operator().flag("--leader-elect").flag(lease).flag("--token-requests-per-second=200");
+    let operator = operator(stage).flag("--leader-elect").flag(lease).flag("--token-requests-per-second=200");
     operator.start().await
 }
 
@@ -159,7 +164,7 @@ async fn when_the_leader_is_asked_to_stop_it_writes_what_it_holds_and_gives_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_the_answer_that_is_under_way() {
     let stage = Stage::new("stop").await;
-    let operator = stage.operator().flag("--leader-elect").start().await;
+    let operator = operator(&stage).flag("--leader-elect").start().await;
     stage.moneygo.hold_answers();
     stage.subscribe("payments", json!({})).await;
     stage.moneygo.wait_for_held(1, SOON).await.unwrap();
@@ -228,7 +233,7 @@ async fn a_leader_that_stood_still_leaves_no_dead_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_issued_while_the_api_server_is_away_is_written_when_it_is_back() {
     let stage = Stage::setup("outage").own_plane().await.open().await;
-    let operator = stage.operator().start().await;
+    let operator = operator(&stage).start().await;
     stage.subscribe("first", json!({})).await;
     stage.ready("first").await;
 
@@ -283,7 +288,7 @@ fn longest_dead(stage: &Stage, name: &str) -> Duration {
 async fn two_that_both_lead_settle_on_a_living_token() {
     let setup = Stage::setup("both").moneygo(|moneygo| moneygo.expires_in(LIFE).mode(Mode::RevokePrevious));
     let stage = setup.open().await;
-    let (one, other) = tokio::join!(stage.operator().start(), stage.operator().start());
+    let (one, other) = tokio::join!(operator(&stage).start(), operator(&stage).start());
     let names = names(5);
     subscribe_all(&stage, &names).await;
     all_replaced(&stage, &tokens(&stage.scene(), &names).unwrap()).await;

@@ -28,7 +28,7 @@ use moneygo_operator::secret::{Issue, Version};
 use moneygo_operator::token::{AccessToken, ClientCredentials, read_answer};
 use ring::digest;
 use serde_json::{Value, json};
-use stage::{Operator, SOON, Scene, Stage, condition, credentials_name};
+use stage::{Canaries, Operator, SOON, Scene, Stage, base64, base64_within, condition, credentials_name};
 
 const CRD: &str = include_str!("../crds/moneygocredentials.money-go.com.yaml");
 /// With bytes that look otherwise in a URL.
@@ -90,17 +90,6 @@ fn url_encoded(text: &str) -> String {
     })
 }
 
-fn base64(bytes: &[u8]) -> String {
-    serde_json::to_value(ByteString(bytes.to_vec())).unwrap().as_str().unwrap().to_owned()
-}
-
-/// What base64 makes of the text wherever in a longer one it stands, `offset` bytes after a multiple of three.
-fn base64_within(text: &str, offset: usize) -> String {
-    let encoded = base64(&[&vec![0; offset][..], text.as_bytes()].concat());
-    let (first, last) = ((offset * 8).div_ceil(6), (offset + text.len()) * 8 / 6);
-    encoded[first..last].to_owned()
-}
-
 #[test]
 fn the_needles_are_what_they_should_be() {
     for before in ["", "x", "xy", "xyz", "client:"] {
@@ -112,6 +101,30 @@ fn the_needles_are_what_they_should_be() {
     let hay = format!("x\n{}\ny", hex(CLIENT_SECRET.as_bytes()));
     assert_eq!(needles.find(&hay).unwrap(), ("in hex", hay.lines().nth(1).unwrap()));
     assert_eq!(needles.find("nothing"), None);
+}
+
+#[test]
+fn the_beginning_of_a_secret_is_found_in_clear_and_in_base64() {
+    let canaries = Canaries::of([CLIENT_SECRET, "short"]);
+    let beginning = &CLIENT_SECRET[..20];
+    for before in ["", "x", "xy", "xyz"] {
+        for hay in [format!("{before}{beginning}"), base64(format!("{before}{beginning}").as_bytes())] {
+            assert_eq!(canaries.find(&format!("a\n{hay}\nb")), Some(hay.as_str()));
+        }
+    }
+    assert_eq!(canaries.find(&format!("short {}", &CLIENT_SECRET[..12])), None);
+}
+
+/// What every stage does at its end: the name of the namespace, which the log tells, is a client secret here.
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "holds a secret")]
+async fn a_leak_fails_whatever_test_it_happens_in() {
+    let stage = Stage::new("told-by-the-log").await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    operator.stop().await;
+    stage.client_secret("other", "other", &stage.namespace).await;
 }
 
 /// Bad answers, each of its own kind, with both secrets in every part of it that the operator might tell of.

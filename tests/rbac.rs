@@ -14,7 +14,7 @@ use moneygo_controlplane::{Access, AuditEvent, AuditMark};
 use moneygo_operator::crd::MoneyGoCredential;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use stage::{SOON, Stage};
+use stage::{SOON, Stage, client_secret_of};
 
 const CRD: &str = include_str!("../crds/moneygocredentials.money-go.com.yaml");
 const CLUSTER: &str = include_str!("../docs/rbac/cluster.yaml");
@@ -199,7 +199,7 @@ async fn without_the_right_to_write_a_status_a_refused_client_is_not_asked_for_a
     let user = stage.plane.user(&Access::default().manifests(&less, &stage.own_namespace).unwrap()).await.unwrap();
     let mark = stage.mark();
     let operator = stage.operator().env("KUBECONFIG", &user.kubeconfig).start().await;
-    stage.client_secret("payments-client", "payments", "not the secret").await;
+    stage.client_secret("payments-client", "payments", &client_secret_of("another")).await;
     stage.credential("payments", json!({"credentialsRef": {"name": "payments-client"}})).await;
     let tries = || {
         let requests = stage.plane.audit_events(mark, Some(&user.name)).unwrap();

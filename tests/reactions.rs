@@ -64,7 +64,7 @@ async fn a_client_secret_corrected_after_invalid_client() {
     let stage = Stage::new("wrong").await;
     let _operator = stage.operator().start().await;
     stage.moneygo.add_client("a", &client_secret_of("a"));
-    stage.client_secret(&credentials_name("a"), "a", "another").await;
+    stage.client_secret(&credentials_name("a"), "a", &client_secret_of("another")).await;
     stage.credential("a", json!({})).await;
     stage.says("a", "Refreshed", "False", "InvalidClient").await;
 

@@ -264,8 +264,8 @@ async fn a_rotated_client_secret_is_tried_at_once() {
     let stage = Stage::new("rotated").await;
     let (_operator, _) = settled(&stage, json!({})).await;
     let old = stage.token("a").await;
-    stage.moneygo.set_secret("a", "rotated");
-    stage.client_secret(&credentials_name("a"), "a", "rotated").await;
+    stage.moneygo.set_secret("a", &client_secret_of("rotated"));
+    stage.client_secret(&credentials_name("a"), "a", &client_secret_of("rotated")).await;
     stage.until("another token", SOON, |scene| scene.token("a").filter(|token| *token != old)).await;
     stage.ready("a").await;
     assert_eq!(stage.moneygo.request_count(), 2);
@@ -276,7 +276,7 @@ async fn a_wrong_client_secret_is_found_while_the_old_token_lives() {
     let stage = Stage::new("wrong").await;
     let (_operator, _) = settled(&stage, json!({})).await;
     let old = stage.token("a").await;
-    stage.client_secret(&credentials_name("a"), "a", "wrong").await;
+    stage.client_secret(&credentials_name("a"), "a", &client_secret_of("wrong")).await;
     let object = stage.says("a", "Refreshed", "False", "InvalidClient").await;
     assert!(is_ready(&object), "{:?}", object.status);
     assert_eq!(condition(&object, "Stalled").unwrap().status, "False", "the token lives");

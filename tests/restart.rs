@@ -10,7 +10,7 @@ use fake_moneygo::{Mode, TokenState};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::json;
-use stage::{Operator, SOON, Scene, Stage, condition, credentials_name, is_newer, token_of};
+use stage::{Operator, SOON, Scene, Stage, client_secret_of, condition, credentials_name, is_newer, token_of};
 use tokio::time::sleep;
 
 /// What a stop may take.
@@ -164,8 +164,8 @@ async fn a_stop_while_the_api_server_is_away_takes_no_longer() {
 async fn a_restart_does_not_try_again_what_failed_before_its_time() {
     let stage = Stage::new("patient").await;
     let operator = stage.operator().start().await;
-    stage.moneygo.add_client("a", "right");
-    stage.client_secret(&credentials_name("a"), "a", "wrong").await;
+    stage.moneygo.add_client("a", &client_secret_of("a"));
+    stage.client_secret(&credentials_name("a"), "a", &client_secret_of("wrong")).await;
     stage.credential("a", json!({})).await;
     let before = stage.says("a", "Refreshed", "False", "InvalidClient").await;
     operator.stop().await;
@@ -177,7 +177,7 @@ async fn a_restart_does_not_try_again_what_failed_before_its_time() {
     assert_eq!(stage.moneygo.request_count_of("a"), 1);
     assert_eq!(stage.get("a").await.status, before.status);
 
-    stage.client_secret(&credentials_name("a"), "a", "right").await;
+    stage.client_secret(&credentials_name("a"), "a", &client_secret_of("a")).await;
     stage.ready("a").await;
     assert_eq!(stage.moneygo.request_count_of("a"), 2);
 }
@@ -201,8 +201,8 @@ async fn what_happened_while_no_operator_ran_is_answered_at_the_start() {
     stage.patch_secret("label", label).await;
     stage.patch_secret("edited", json!({"stringData": {"access_token": "edited"}})).await;
     stage.delete_secret("deleted").await;
-    stage.moneygo.set_secret("rotated", "another");
-    stage.client_secret(&credentials_name("rotated"), "rotated", "another").await;
+    stage.moneygo.set_secret("rotated", &client_secret_of("another"));
+    stage.client_secret(&credentials_name("rotated"), "rotated", &client_secret_of("another")).await;
     stage.request_refresh("requested", "now").await;
     stage.patch_secret(&credentials_name("note"), json!({"metadata": {"annotations": {"note": "text"}}})).await;
 

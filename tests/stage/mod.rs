@@ -14,6 +14,9 @@
 //! - [`Scene`]: what a watch has shown of the objects and Secrets; [`Stage::until`] waits for something in it.
 //! - [`Operator`]: the process, under exactly the documented RBAC rules.
 //!
+//! Every test is one for leaks: when a stage is struck, the operators' logs, the statuses and events, and the metadata of the targets are
+//! searched for the client secrets and tokens that were on it ([`Canaries`]).
+//!
 //! With `MONEYGO_TEST_LOGS=FOLDER` the operators' logs are kept there.
 //!
 //! Tests of one binary share a control plane and run side by side. Use `#[tokio::test(flavor = "multi_thread")]`: the stand-in and the
@@ -22,9 +25,11 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod canaries;
 mod operator;
 mod scene;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::panic::Location;
 use std::path::PathBuf;
@@ -45,7 +50,9 @@ use kube::{Api, Client, ResourceExt as _};
 use moneygo_controlplane::{Access, AuditEvent, AuditMark, ControlPlane, User};
 use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::{Value, json};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
+pub use canaries::{Canaries, base64, base64_within};
 pub use operator::{Operator, OperatorBuilder, Stopped};
 pub use scene::{Condition, Scene, Seen, condition, is_newer, is_ready, now, token_in, token_of};
 
@@ -57,6 +64,10 @@ const NAMESPACED_RBAC: &str = include_str!("../../docs/rbac/namespaced.yaml");
 const OWN_NAMESPACE: &str = "moneygo-system";
 /// For what should take less than a second, on a machine that is busy with other tests.
 pub const SOON: Duration = Duration::from_secs(20);
+/// For the list of events when a stage is struck. The API server may be away.
+const EVENTS_LIMIT: Duration = Duration::from_secs(10);
+/// How every token begins.
+const TOKEN_PREFIX: &str = "canary-token-of-money-go_";
 /// Names a folder into which the operators' logs are copied when a stage is struck.
 const KEEP_LOGS: &str = "MONEYGO_TEST_LOGS";
 /// The label by which operators that watch the whole cluster tell their objects from those of other tests.
@@ -79,6 +90,7 @@ pub struct Stage {
     is_cluster_wide: bool,
     seen: Seen,
     logs: Mutex<Vec<PathBuf>>,
+    client_secrets: Mutex<BTreeSet<String>>,
 }
 
 /// How a stage is set up; see [`Stage::setup`].
@@ -133,7 +145,6 @@ impl Setup {
         let admin = plane.admin().await.expect("a client");
         let moneygo = self.moneygo.start().await.expect("the stand-in for Money-Go");
         let seen = Seen::watch(&admin, &namespace).await;
-        let logs = Mutex::default();
         Stage {
             plane,
             admin,
@@ -143,7 +154,8 @@ impl Setup {
             moneygo,
             is_cluster_wide: self.is_cluster_wide,
             seen,
-            logs,
+            logs: Mutex::default(),
+            client_secrets: Mutex::default(),
         }
     }
 }
@@ -170,7 +182,7 @@ impl Stage {
         Setup {
             name: name.to_owned(),
             plane: None,
-            moneygo: FakeMoneyGo::builder(),
+            moneygo: FakeMoneyGo::builder().token_prefix(TOKEN_PREFIX),
             is_cluster_wide: false,
             also_allowed: Vec::new(),
         }
@@ -192,8 +204,10 @@ impl Stage {
         self.credential(name, spec).await
     }
 
-    /// Stores a client's id and secret in a Secret, under the default keys; over those that are there.
+    /// Stores a client's id and secret in a Secret, under the default keys; over those that are there. From here on the client secret,
+    /// where it is of 16 bytes or more, may be told nowhere.
     pub async fn client_secret(&self, secret: &str, id: &str, client_secret: &str) -> Secret {
+        self.client_secrets.lock().unwrap().insert(client_secret.to_owned());
         let value = |text: &str| ByteString(text.as_bytes().to_vec());
         let data = [("client_id".to_owned(), value(id)), ("client_secret".to_owned(), value(client_secret))];
         let metadata = ObjectMeta { name: Some(secret.to_owned()), ..ObjectMeta::default() };
@@ -407,12 +421,59 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let Some(folder) = std::env::var_os(KEEP_LOGS) else { return };
-        let folder = PathBuf::from(folder);
-        for log in self.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let kept = log.file_name().map(|name| folder.join(name));
-            let _ = kept.map(|kept| std::fs::copy(log, kept));
+        if let Some(folder) = std::env::var_os(KEEP_LOGS).map(PathBuf::from) {
+            for log in self.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let kept = log.file_name().map(|name| folder.join(name));
+                let _ = kept.map(|kept| std::fs::copy(log, kept));
+            }
         }
+        if !std::thread::panicking() {
+            self.nothing_leaked();
+        }
+    }
+}
+
+impl Stage {
+    /// Panics where a client secret or a token is told anywhere.
+    fn nothing_leaked(&self) {
+        let (client_secrets, grants) = (self.client_secrets.lock().unwrap(), self.moneygo.ledger());
+        let tokens = grants.iter().map(|grant| grant.token.as_str());
+        let canaries = Canaries::of(client_secrets.iter().map(String::as_str).chain(tokens));
+        let is_not_in = |place: &str, text: &str| {
+            if let Some(line) = canaries.find(text) {
+                panic!("{place} holds a secret: {line}");
+            }
+        };
+        for log in self.logs.lock().unwrap().iter() {
+            let text = std::fs::read(log).expect("a log");
+            is_not_in(&log.display().to_string(), &String::from_utf8_lossy(&text));
+        }
+        let scene = self.seen.now();
+        for message in &scene.messages {
+            is_not_in("a status", message);
+        }
+        for (_, secret) in &scene.history {
+            is_not_in("the metadata of a target", &json!(secret.metadata).to_string());
+        }
+        match self.events_at_the_end() {
+            Some(events) => events.iter().for_each(|event| is_not_in("an event", &json!(event).to_string())),
+            None => eprintln!("{}: the events could not be listed, and were not searched", self.namespace),
+        }
+    }
+
+    /// Those of both namespaces, where the API server gives them.
+    fn events_at_the_end(&self) -> Option<Vec<Event>> {
+        let runtime = Handle::try_current().ok().filter(|it| it.runtime_flavor() == RuntimeFlavor::MultiThread)?;
+        let listing = async {
+            let mut events = Vec::new();
+            for namespace in [&self.namespace, &self.own_namespace] {
+                let api: Api<Event> = Api::namespaced(self.admin.clone(), namespace);
+                events.extend(api.list(&ListParams::default()).await.ok()?);
+            }
+            Some(events)
+        };
+        let within = async { tokio::time::timeout(EVENTS_LIMIT, listing).await };
+        tokio::task::block_in_place(|| runtime.block_on(within)).ok()?
     }
 }
 

@@ -1,6 +1,6 @@
 //! What watches show of the objects and Secrets of a namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +28,8 @@ pub struct Scene {
     secrets: BTreeMap<String, Secret>,
     /// Every target Secret with a token in it that was seen, and when. Oldest first.
     pub history: Vec<(SystemTime, Secret)>,
+    /// Every message that a condition was seen with.
+    pub messages: BTreeSet<String>,
 }
 
 impl Scene {
@@ -185,6 +187,9 @@ fn fold_objects(scene: &watch::Sender<Scene>, event: Event<DynamicObject>) {
     scene.send_modify(|scene| match event {
         Event::Init => scene.objects.clear(),
         Event::InitApply(object) | Event::Apply(object) => {
+            let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+            let messages = conditions.into_iter().flatten().filter_map(|condition| condition["message"].as_str());
+            scene.messages.extend(messages.map(ToOwned::to_owned));
             scene.objects.insert(object.name_any(), object);
         }
         Event::Delete(object) => {
