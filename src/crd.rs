@@ -765,7 +765,7 @@ reasons! {
     CredentialsIncomplete: "The credentials' Secret lacks the key for the client id or the client secret, or its value is empty. Add it, or name the right key in credentialsRef.",
     CredentialsMalformed: "The client id or the client secret is not UTF-8, begins with a byte order mark or has white space at an end, as `echo … | base64` leaves behind (`printf %s … | base64` does not). No request is made with it. Correct the value.",
     TargetConflict: "The target Secret exists and is not this object's: it is not touched, and no token is asked for. Choose another target.name, delete the Secret, or hand it over with the annotation money-go.com/adopt, its value this object's name. Where another MoneyGoCredential writes it, this one takes over when that one goes.",
-    TargetImmutable: "The target Secret is immutable (its field immutable is true), so no token can be written. Delete it, and it is created anew.",
+    TargetImmutable: "target.name was changed, or the target Secret is immutable (its field immutable is true), so no token can be written. Set the name back or create another MoneyGoCredential; or delete the Secret, and it is created anew.",
     TargetForbidden: "The API server refuses the write of the target Secret: RBAC, a quota or an admission policy. The operator's log has its answer; grant the permission, or make room. The write is tried again with the same token.",
     TargetOverwritten: "Someone keeps overwriting the target Secret. The message names the field manager: stop it, or choose another target.name. Until then the token is restored ever more slowly.",
     InvalidSpec: "The spec is not valid; the message names the field. Correct it.",
