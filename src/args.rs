@@ -14,6 +14,8 @@ use moneygo_operator::telemetry::{LogFormat, LogLevel};
 use reqwest::Url;
 
 const TOKEN_TIMEOUT_MAX: Duration = Duration::from_mins(5);
+/// Slower than once in a quarter of an hour, no token of an hour could be kept.
+const REQUESTS_PER_SECOND_MIN: f64 = 0.001;
 const REQUESTS_PER_SECOND_MAX: f64 = 10_000.0;
 const CONCURRENCY_MAX: usize = 1_000;
 const NAMESPACES_MAX: usize = 1_000;
@@ -48,7 +50,7 @@ pub struct Args {
     #[arg(default_value = "10s", value_parser = parse_token_timeout)]
     pub token_timeout: Duration,
 
-    /// Token requests started each second, at most. May be a fraction, as in 0.5.
+    /// Token requests started each second, at most (0.001 to 10000). May be a fraction, as in 0.5.
     #[arg(long, env = "MONEYGO_TOKEN_REQUESTS_PER_SECOND", value_name = "RATE", help_heading = MONEY_GO)]
     #[arg(default_value = "20", value_parser = parse_rate, allow_negative_numbers = true)]
     pub token_requests_per_second: f64,
@@ -122,6 +124,11 @@ impl Args {
 
     /// What no flag can tell alone.
     fn checked(mut self) -> Result<Self, clap::Error> {
+        let url = &self.token_url;
+        if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+            // clap would repeat the value.
+            return Err(refuse("--token-url must hold no user, password or fragment"));
+        }
         if self.token_url.scheme() != "https" && !self.allow_insecure_token_url && !is_loopback(&self.token_url) {
             return Err(refuse(
                 "--token-url must begin with https:// (client secrets are sent to it); for a test, give --allow-insecure-token-url",
@@ -174,9 +181,6 @@ fn parse_url(text: &str) -> Result<Url, String> {
     if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
         return Err("must begin with https:// and name a host".to_owned());
     }
-    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
-        return Err("must hold no user, password or fragment".to_owned());
-    }
     Ok(url)
 }
 
@@ -226,8 +230,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(rate) if rate > 0.0 && rate <= REQUESTS_PER_SECOND_MAX => Ok(rate),
-        _ => Err("must be a number above 0, up to 10000".to_owned()),
+        Ok(rate) if (REQUESTS_PER_SECOND_MIN..=REQUESTS_PER_SECOND_MAX).contains(&rate) => Ok(rate),
+        _ => Err("must be a number from 0.001 to 10000".to_owned()),
     }
 }
 
@@ -402,10 +406,11 @@ mod tests {
             (&["--token-timeout=99999999999999999999h"], "units"),
             (&["--token-timeout=0s"], "100ms"),
             (&["--token-timeout", "6m"], "5m"),
-            (&["--token-requests-per-second=0"], "above 0"),
-            (&["--token-requests-per-second", "-1"], "above 0"),
-            (&["--token-requests-per-second=NaN"], "above 0"),
-            (&["--token-requests-per-second=inf"], "above 0"),
+            (&["--token-requests-per-second=0"], "from 0.001"),
+            (&["--token-requests-per-second=1e-20"], "from 0.001"),
+            (&["--token-requests-per-second", "-1"], "from 0.001"),
+            (&["--token-requests-per-second=NaN"], "from 0.001"),
+            (&["--token-requests-per-second=inf"], "from 0.001"),
             (&["--token-concurrency=0"], "1 to 1000"),
             (&["--token-concurrency=-4"], "1 to 1000"),
             (&["--watch-namespace=Payments"], "namespace"),
@@ -429,6 +434,7 @@ mod tests {
             let line = in_one_line(error);
             assert!(line.starts_with("error: ") && line.contains(says), "{flags:?}: {line}");
             assert!(!line.contains(char::is_control), "{line:?}");
+            assert!(!line.contains("pass@"), "{line}");
         }
     }
 

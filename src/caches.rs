@@ -85,6 +85,8 @@ struct Index {
 struct Secrets {
     facts: HashMap<ObjectKey, Arc<Facts>>,
     listing: Option<HashSet<ObjectKey>>,
+    /// The newest version that the watch has shown, of whichever Secret.
+    shown: Version,
 }
 
 /// What the watches of one scope (the cluster, or one namespace) have shown.
@@ -131,9 +133,17 @@ impl Caches {
         lock(&self.secrets).facts.get(key).cloned()
     }
 
-    /// Takes note of a Secret that was read or written before its watch shows it.
-    pub fn note_secret(&self, key: &ObjectKey, facts: Facts) {
-        lock(&self.secrets).put(key, facts);
+    /// Takes note of a Secret that was read or written, for the object `by`, before its watch shows it. What the watch has
+    /// shown to be deleted meanwhile stays so. Returns which other objects to look at.
+    #[must_use]
+    pub fn note_secret(&self, by: &ObjectKey, name: &str, facts: Facts) -> Vec<ObjectKey> {
+        let secret = by.beside(name);
+        if !lock(&self.secrets).note(&secret, facts) {
+            return Vec::new();
+        }
+        let mut naming = lock(&self.index).naming(&secret);
+        naming.retain(|key| key != by);
+        naming
     }
 
     /// Whether the namespace is known to be ending.
@@ -226,20 +236,27 @@ impl Caches {
         changed.iter().flat_map(|secret| index.naming(secret)).collect()
     }
 
-    /// Folds an event of the namespaces' watch.
-    pub fn fold_namespace(&self, event: &Event<PartialObjectMeta<Namespace>>) {
+    /// Folds an event of the namespaces' watch. Returns whom to look at: the objects of a namespace that was ending, and is
+    /// there again.
+    pub fn fold_namespace(&self, event: &Event<PartialObjectMeta<Namespace>>) -> Vec<ObjectKey> {
         let mut ending = lock(&self.ending);
         match event {
             Event::Apply(namespace) | Event::InitApply(namespace)
                 if namespace.metadata.deletion_timestamp.is_some() =>
             {
                 ending.insert(namespace.name_any());
+                Vec::new()
             }
             // Gone, or made anew under its name.
             Event::Apply(namespace) | Event::InitApply(namespace) | Event::Delete(namespace) => {
-                ending.remove(&namespace.name_any());
+                let name = namespace.name_any();
+                let was_ending = ending.remove(&name);
+                drop(ending);
+                let index = was_ending.then(|| lock(&self.index));
+                let keys = index.iter().flat_map(|index| index.objects.keys());
+                keys.filter(|key| key.namespace == name).cloned().collect()
             }
-            Event::Init | Event::InitDone => {}
+            Event::Init | Event::InitDone => Vec::new(),
         }
     }
 }
@@ -332,16 +349,21 @@ impl Secrets {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(key.clone());
                 }
-                self.put(&key, Facts::of(&secret.metadata)).then_some(key).into_iter().collect()
+                let facts = Facts::of(&secret.metadata);
+                self.show(&facts.version);
+                self.put(&key, facts).then_some(key).into_iter().collect()
             }
             Event::InitDone => self.end_of_list(),
             Event::Apply(secret) => {
                 let key = ObjectKey::of(&secret);
-                self.put(&key, Facts::of(&secret.metadata)).then_some(key).into_iter().collect()
+                let facts = Facts::of(&secret.metadata);
+                self.show(&facts.version);
+                self.put(&key, facts).then_some(key).into_iter().collect()
             }
             Event::Delete(secret) => {
                 let key = ObjectKey::of(&secret);
                 let deleted = Version::of(&secret.metadata);
+                self.show(&deleted);
                 // A Secret made anew may have been noted before the deletion of the old one is shown.
                 let is_another = self
                     .facts
@@ -350,6 +372,19 @@ impl Secrets {
                 (!is_another && self.facts.remove(&key).is_some()).then_some(key).into_iter().collect()
             }
         }
+    }
+
+    fn show(&mut self, version: &Version) {
+        if self.shown == Version::default() || version.is_newer_than(&self.shown) {
+            self.shown = version.clone();
+        }
+    }
+
+    /// Whether it is news. An answer may be overtaken by the watch: a Secret that it does not know, though it is past that
+    /// version, is gone.
+    fn note(&mut self, key: &ObjectKey, facts: Facts) -> bool {
+        let is_gone = !self.facts.contains_key(key) && self.shown.is_newer_than(&facts.version);
+        !is_gone && self.put(key, facts)
     }
 
     /// Whether it is news. What is older than what is known is not.

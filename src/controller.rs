@@ -12,7 +12,7 @@ mod write;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::caches::{Caches, Guarded, ObjectKey};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::crd::{MoneyGoCredential, Resolved};
 use crate::digest::DigestKey;
 use crate::error::Error;
@@ -55,6 +55,8 @@ const LAST_ATTEMPTS: usize = 3;
 const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// If a plan is older than this, a clock was set since it was made.
+const SLOWEST_PASS: SignedDuration = SignedDuration::from_secs(30);
 /// By how much the clocks may drift apart between two heartbeats before it is a jump.
 const JUMP: SignedDuration = SignedDuration::from_secs(2);
 /// How long an owner that the API server refuses to change is left as it is.
@@ -98,6 +100,8 @@ struct Shared {
     settings: Settings,
     memories: Memories,
     digest_key: RwLock<Option<DigestKey>>,
+    /// The clocks as they were compared last.
+    beat: Mutex<(Timestamp, Moment)>,
 }
 
 /// What a reconcile is given beside the object.
@@ -142,7 +146,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
         [] => vec![None],
         named => named.iter().cloned().map(Some).collect(),
     };
-    let shared = Arc::new(Shared { settings, memories: Memories::default(), digest_key: RwLock::new(None) });
+    let beat = Mutex::new((settings.clock.now(), settings.clock.moment()));
+    let shared = Arc::new(Shared { settings, memories: Memories::default(), digest_key: RwLock::new(None), beat });
     let background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
     if !shared.fetch_digest_key().await {
@@ -274,7 +279,11 @@ impl Sight {
 async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
     let started = std::time::Instant::now();
     let result = match &object.0 {
-        Ok(credential) => Box::pin(context.pass(credential)).await,
+        Ok(credential) => {
+            let result = Box::pin(context.pass(credential)).await;
+            Box::pin(context.end_pass(credential)).await;
+            result
+        }
         Err(invalid) => context.report_broken(invalid).await,
     };
     let outcome = result.as_ref().err().map_or("Ok", Error::reason);
@@ -300,6 +309,7 @@ fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> A
 impl Context {
     async fn pass(&self, credential: &MoneyGoCredential) -> Result<Action, Error> {
         let mut o = self.observe(credential);
+        self.remember(&o.owner, |memory| memory.passing = true);
         let mut sight = Sight::default();
         let mut permit = None;
         let mut plan = plan::plan(&o);
@@ -322,6 +332,30 @@ impl Context {
         let action = self.carry_out(&mut o, plan, sight, permit).await?;
         self.remember(&o.owner, |memory| memory.api_failures = 0);
         Ok(action)
+    }
+
+    /// Nobody calls an object that is gone: what is left of it is settled as its last pass ends.
+    async fn end_pass(&self, credential: &MoneyGoCredential) {
+        let owner = owner_of(credential);
+        let holds =
+            self.remember(&owner, |memory| std::mem::replace(&mut memory.passing, false) && memory.held.is_some());
+        if self.caches.is_live(&owner.namespace, &owner.name, &owner.uid) {
+            return;
+        }
+        if holds {
+            let mut o = self.observe(credential);
+            let sight = self.look(&mut o).await.unwrap_or_default();
+            let _ = self.deliver_to_what_remains(&mut o, sight).await;
+        }
+        self.forget(&key_of(&owner));
+    }
+
+    /// Forgets an object that is gone, and a token that is held for it; but not in the middle of its pass.
+    fn forget(&self, key: &ObjectKey) {
+        self.shared.settings.grants.forget(key);
+        if self.shared.memories.forget(key) {
+            Self::log_dropped(key);
+        }
     }
 
     async fn carry_out(
@@ -348,7 +382,7 @@ impl Context {
             Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
             Plan::Forget => {
                 if !o.held.as_ref().is_some_and(|held| held.is_stored) {
-                    Self::log_dropped(o);
+                    Self::log_dropped(&key_of(&o.owner));
                 }
                 self.remember(&o.owner, |memory| memory.held = None);
                 Ok(Action::requeue(Duration::ZERO))
@@ -363,9 +397,9 @@ impl Context {
         }
     }
 
-    fn log_dropped(o: &Observed) {
+    fn log_dropped(key: &ObjectKey) {
         tracing::warn!(
-            namespace = %o.owner.namespace, name = %o.owner.name, reason = "TokenDropped",
+            namespace = %key.namespace, name = %key.name, reason = "TokenDropped",
             "a token that was issued is dropped: it has expired, or there is nothing left to write it to"
         );
     }
@@ -378,18 +412,31 @@ impl Context {
         self.shared.settings.clock.now()
     }
 
+    /// Looks again at a moment. What was planned by a clock that is wrong for a moment, between two comparisons of the clocks,
+    /// is planned again once they are compared.
+    fn requeue_at(&self, o: &Observed, at: Option<Timestamp>) -> Action {
+        let now = self.now();
+        let is_off = self.shared.is_clock_off() || now.duration_since(o.now).abs() > SLOWEST_PASS;
+        let longest = if is_off { HEARTBEAT } else { LONGEST_SLEEP };
+        at.map_or_else(Action::await_change, |at| {
+            let wait = at.duration_since(now).max(SignedDuration::ZERO);
+            Action::requeue(Duration::try_from(wait).unwrap_or_default().min(longest))
+        })
+    }
+
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {
         self.shared.settings.grants.admit(&key_of(&o.owner), plan::urgency(o))
     }
 }
 
-fn key_of(owner: &Owner) -> ObjectKey {
-    ObjectKey::new(&owner.namespace, &owner.name)
+fn owner_of(credential: &MoneyGoCredential) -> Owner {
+    Owner {
+        namespace: credential.namespace().unwrap_or_default(),
+        name: credential.name_any(),
+        uid: credential.uid().unwrap_or_default(),
+    }
 }
 
-fn requeue_at(at: Option<Timestamp>, now: Timestamp) -> Action {
-    at.map_or_else(Action::await_change, |at| {
-        let wait = at.duration_since(now).max(SignedDuration::ZERO);
-        Action::requeue(Duration::try_from(wait).unwrap_or_default().min(LONGEST_SLEEP))
-    })
+fn key_of(owner: &Owner) -> ObjectKey {
+    ObjectKey::new(&owner.namespace, &owner.name)
 }

@@ -69,11 +69,17 @@ struct State<K> {
 }
 
 struct Health<K> {
-    /// Who failed since when, without an answer since.
-    failing: HashMap<K, Instant>,
+    /// Who failed, without an answer since.
+    failing: HashMap<K, Failing>,
     last_answer: Option<Instant>,
     outage: Option<Outage>,
     recovered_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy)]
+struct Failing {
+    since: Instant,
+    last: Instant,
 }
 
 #[derive(Clone, Copy)]
@@ -259,12 +265,23 @@ impl<K: Clone + Ord + Hash> State<K> {
         self.in_use = self.in_use.saturating_sub(reclaimed);
         let mut turns = Vec::new();
         while !self.queue.is_empty() && self.start_if_possible(limits) {
-            let Some((_, key)) = self.queue.pop_first() else { break };
-            self.urgency.remove(&key);
+            let Some(key) = self.next_in_turn() else { break };
+            self.forget(&key);
             self.called.insert(key.clone(), now);
             turns.push(key);
         }
         turns
+    }
+
+    /// The token that ends first. But whose probe of an outage failed is behind those that did not try: it may be its own
+    /// fault, and the endpoint there for everyone else.
+    fn next_in_turn(&self) -> Option<K> {
+        let mut waiting = self.queue.iter().map(|(_, key)| key);
+        let next = match self.health.outage {
+            None => waiting.next(),
+            Some(_) => waiting.min_by_key(|key| self.health.failing.get(key).map(|failing| failing.last)),
+        };
+        next.cloned()
     }
 
     /// The next moment at which something changes by itself.
@@ -291,7 +308,13 @@ impl<K: Clone + Ord + Hash> Health<K> {
     }
 
     fn failed(&mut self, key: &K, now: Timestamp) -> Blame {
-        let since = *self.failing.entry(key.clone()).or_insert_with(Instant::now);
+        let last = Instant::now();
+        let failing = self.failing.entry(key.clone()).or_insert(Failing { since: last, last });
+        failing.last = last;
+        let since = failing.since;
+        if self.last_answer.is_some_and(|at| at > since) {
+            return Blame::Client;
+        }
         if let Some(outage) = self.outage {
             // A probe that was made sooner, for a token's sake, says nothing about how long to wait otherwise.
             let waited_in_full = outage.failed_at.elapsed() >= outage.wait;
@@ -299,11 +322,8 @@ impl<K: Clone + Ord + Hash> Health<K> {
             self.outage = Some(Outage::new(wait, now));
             return Blame::Outage;
         }
-        if self.last_answer.is_some_and(|at| at > since) {
-            return Blame::Client;
-        }
-        let unanswered = |failing_since: &Instant| self.last_answer.is_none_or(|at| *failing_since > at);
-        if self.failing.values().filter(|since| unanswered(since)).count() < CLIENTS_OF_AN_OUTAGE {
+        let unanswered = |failing: &&Failing| self.last_answer.is_none_or(|at| failing.since > at);
+        if self.failing.values().filter(unanswered).count() < CLIENTS_OF_AN_OUTAGE {
             return Blame::Endpoint;
         }
         self.outage = Some(Outage::new(PROBE_FIRST, now));

@@ -228,8 +228,10 @@ impl Leadership {
 
     /// A write that was begun at `begun` has taken or kept the lease.
     fn extend(&self, begun: Moment) {
+        // Time may have ended the term before anybody said so: who looked meanwhile stood still, and is to look again.
+        let led = self.is_leader();
         *self.renewed() = Some(begun);
-        self.0.leading.send_if_modified(|leading| !std::mem::replace(leading, true));
+        self.0.leading.send_if_modified(|leading| !std::mem::replace(leading, true) || !led);
     }
 
     /// Whether there was anything to end.
@@ -607,6 +609,22 @@ mod tests {
         assert!(leadership.remaining(at(start, 1, 10)).is_none(), "suspended for 9 s");
         leadership.end();
         assert!(!leadership.is_leader());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_that_ran_out_unnoticed_is_told_of_as_it_goes_on() {
+        let clock = Clock::new(Timestamp::default, || Duration::ZERO);
+        let leadership = Leadership::new(clock, Some(Duration::from_secs(10)), false);
+        let mut changed = leadership.changed();
+        leadership.extend(clock.moment());
+        assert!(*changed.borrow_and_update());
+        tokio::time::advance(Duration::from_secs(4)).await;
+        leadership.extend(clock.moment());
+        assert!(!changed.has_changed().unwrap(), "it goes on");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(!leadership.is_leader());
+        leadership.extend(clock.moment());
+        assert!(changed.has_changed().unwrap(), "who looked meanwhile stood still");
     }
 
     #[test]

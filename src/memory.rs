@@ -56,6 +56,8 @@ pub struct Memory {
     pub status: Option<(Version, MoneyGoCredentialStatus)>,
     /// The last look at the target.
     pub verified: Option<Verified>,
+    /// A pass over the object is under way.
+    pub passing: bool,
     /// A token that is to be written.
     pub held: Option<HeldToken>,
     /// The last attempt that failed.
@@ -81,6 +83,7 @@ impl Memory {
             mends: Allowance::of_mends(),
             status: None,
             verified: None,
+            passing: false,
             held: None,
             attempt: None,
             untold: None,
@@ -107,12 +110,12 @@ impl Memories {
         f(memory)
     }
 
-    /// Forgets an object that is gone. A token that is still held stays until its reconcile has decided on it.
-    pub fn forget(&self, key: &ObjectKey) {
+    /// Forgets an object that is gone, unless a pass over it is under way: that one forgets it as it ends. Returns whether
+    /// a token was lost by it.
+    pub fn forget(&self, key: &ObjectKey) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.get(key).is_some_and(|memory| memory.held.is_none()) {
-            all.remove(key);
-        }
+        let is_idle = all.get(key).is_some_and(|memory| !memory.passing);
+        is_idle && all.remove(key).is_some_and(|memory| memory.held.is_some())
     }
 
     /// Whether the status that we wrote last is this version.

@@ -316,8 +316,15 @@ fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
     match cause(o, spec, &token) {
         Some(Doubt::Cause(cause)) => plan_grant(o, spec, cause),
         Some(Doubt::Look) => Plan::Look,
-        None => account(o),
+        None => account(&without_what_is_over(o)),
     }
+}
+
+/// A failure whose time to be tried again has come, where a look at both Secrets shows nothing to try, is over: someone put
+/// back what was missing, or a clock is right again.
+fn without_what_is_over(o: &Observed) -> Observed {
+    let stands = |failure: &Failure| !o.live || failure.next_attempt_at > o.now;
+    Observed { failure: o.failure.clone().filter(stands), ..o.clone() }
 }
 
 fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
@@ -504,6 +511,8 @@ fn examined(o: &Observed, failure: Option<&Failure>) -> Option<Version> {
         Credentials::Read { version, content } => {
             Some(version.clone()).filter(|_| failure.is_some() || !is_other_client(o, version, *content))
         }
+        // A failure that stands was met with this very version. The status may not say so yet.
+        Credentials::Seen(version) if failure.is_some() => Some(version.clone()),
         Credentials::Missing | Credentials::Seen(_) => {
             observed_credentials(o).filter(|_| failure.is_some() || o.status.failed_attempts.is_none())
         }
@@ -680,6 +689,11 @@ fn ready(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdict {
         (_, Some(obstacle)) if obstacle.no_target => {
             Verdict::new(State::False, obstacle.reason, obstacle.message.clone())
         }
+        (Token::Good(life), _) if life.is_from_the_future(o.now) => Verdict::new(
+            State::Unknown,
+            Reason::Pending,
+            "the token was issued by a clock that was ahead, so that nothing is known of its age; a new one is asked for",
+        ),
         (Token::Good(life), _) if !life.is_expired(o.now) => {
             Verdict::new(State::True, Reason::TokenValid, "the Secret holds a token that has not expired")
         }
@@ -836,13 +850,14 @@ pub fn standing_failure(o: &Observed, untold: Option<&Failed>, changed: bool) ->
     // Another replica may have had a token since.
     let untold =
         untold.filter(|failed| o.status.issued_at.is_none_or(|issued_at| issued_at <= failed.failure.at)).cloned();
+    let is_credible = |failed: &Failed| schedule::is_credible_failure(failed.failure.at, o.now);
     let Failed { failure, generation, credentials } =
-        told.into_iter().chain(untold).max_by_key(|failed| failed.failure.at)?;
+        told.into_iter().chain(untold).max_by_key(|failed| (is_credible(failed), failed.failure.at))?;
     let others = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
     if changed || others || generation != o.generation {
         return None;
     }
-    let credible = schedule::is_credible_attempt(failure.next_attempt_at, o.now);
+    let credible = schedule::is_credible_attempt(failure.at, failure.next_attempt_at, o.now);
     let next_attempt_at = if credible { failure.next_attempt_at } else { o.now };
     Some(Failure { next_attempt_at, ..failure })
 }

@@ -17,6 +17,10 @@ const WHOLE_SECONDS_FROM: SignedDuration = SignedDuration::from_secs(60);
 /// A failed attempt may wait this long at most, whatever its class: a later `nextAttemptAt` was not written by us.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(6);
 
+/// By how much the clocks of two replicas may differ: what seems to have happened later than that from now on was recorded
+/// with a clock that was wrong.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(1);
+
 /// How long before its expiry a token is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renew {
@@ -162,18 +166,28 @@ impl Backoff {
     #[must_use]
     pub fn wait(self, attempts: i32, seed: &str, now: Timestamp) -> SignedDuration {
         let (shortest, longest) = self.bounds();
-        let doublings = attempts.saturating_sub(1).clamp(0, 20).unsigned_abs();
         // The jitter is added to what is at most five sixths of the longest wait, so that it stays below it, and is still
         // there once the longest is reached.
-        let base = shortest.saturating_mul(1 << doublings).min(longest * 5 / 6).max(shortest);
+        let base = shortest.saturating_mul(1 << doublings(attempts)).min(longest * 5 / 6).max(shortest);
         base + per_mille(base / 5, fraction_of(seed, now))
     }
 }
 
+/// How often the wait after so many failures in a row was doubled.
+fn doublings(attempts: i32) -> u32 {
+    attempts.saturating_sub(1).clamp(0, 20).unsigned_abs()
+}
+
+/// That long before a moment.
+#[must_use]
+pub fn before(at: Timestamp, length: Duration) -> Timestamp {
+    add(at, -signed(length))
+}
+
 /// When a failed attempt is repeated.
 ///
-/// `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it). Otherwise the wait is
-/// the class's; but while a token lives, never later than half (a rejection) or a quarter (anything else) of the time it has
+/// `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it), but for zero: that is a
+/// second, doubling up to the wait of the class. Otherwise the wait is the class's; but while a token lives, never later than half (a rejection) or a quarter (anything else) of the time it has
 /// left, and at least a second.
 #[must_use]
 pub fn next_attempt(
@@ -185,18 +199,29 @@ pub fn next_attempt(
     seed: &str,
 ) -> Timestamp {
     let wait = backoff.wait(attempts, seed, now);
-    if let Some(asked) = retry_after {
-        return add(now, signed(asked).max(MIN_GRANT_INTERVAL));
-    }
+    let wait = match retry_after {
+        // "At once", again and again, or a date that is past by a clock that is wrong.
+        Some(Duration::ZERO) => wait.min(MIN_GRANT_INTERVAL.saturating_mul(1 << doublings(attempts))),
+        Some(asked) => return add(now, signed(asked).max(MIN_GRANT_INTERVAL)),
+        None => wait,
+    };
     let left = expires_at.map(|at| at.duration_since(now)).filter(SignedDuration::is_positive);
     let wait = left.map_or(wait, |left| wait.min(backoff.share_of_what_is_left(left).max(MIN_GRANT_INTERVAL)));
     add(now, wait)
 }
 
-/// Whether a stored `nextAttemptAt` can be our own: none that we write lies further ahead than the longest wait.
+/// Whether a failure that was recorded at `failed_at` can have happened by now. If not, a clock was wrong then or is now, and
+/// nothing that was computed from it counts.
 #[must_use]
-pub fn is_credible_attempt(next_attempt_at: Timestamp, now: Timestamp) -> bool {
-    next_attempt_at.duration_since(now) <= LONGEST_RETRY
+pub fn is_credible_failure(failed_at: Timestamp, now: Timestamp) -> bool {
+    failed_at.duration_since(now) <= CLOCKS_DIFFER
+}
+
+/// Whether a stored `nextAttemptAt` can be our own: none that we write lies further ahead than the longest wait, nor is of a
+/// failure that is still to come.
+#[must_use]
+pub fn is_credible_attempt(failed_at: Timestamp, next_attempt_at: Timestamp, now: Timestamp) -> bool {
+    is_credible_failure(failed_at, now) && next_attempt_at.duration_since(now) <= LONGEST_RETRY
 }
 
 /// A small allowance that refills: `burst` at once, then one in each `interval`.
@@ -425,8 +450,33 @@ mod tests {
     #[test]
     fn a_next_attempt_beyond_the_longest_wait_is_not_ours() {
         let now = at("2026-01-01T00:00:00Z");
-        assert!(is_credible_attempt(add(now, SignedDuration::from_hours(5)), now));
-        assert!(!is_credible_attempt(at("3000-01-01T00:00:00Z"), now));
+        assert!(is_credible_attempt(now, add(now, SignedDuration::from_hours(5)), now));
+        assert!(!is_credible_attempt(now, at("3000-01-01T00:00:00Z"), now));
+    }
+
+    #[test]
+    fn an_attempt_that_failed_by_a_clock_that_was_ahead_holds_nothing_up() {
+        let now = at("2026-01-01T00:00:00Z");
+        let after = |failed_secs, next_secs| {
+            let [failed, next] = [failed_secs, next_secs].map(|secs| add(now, SignedDuration::from_secs(secs)));
+            is_credible_attempt(failed, next, now)
+        };
+        assert!(after(-10, 5));
+        assert!(after(7, 20), "another replica's clock may be ahead by seconds");
+        assert!(!after(3600, 3605), "an hour is more than that");
+    }
+
+    #[test]
+    fn being_asked_to_retry_at_once_is_believed_less_each_time() {
+        let now = at("2026-01-01T00:00:00Z");
+        let next = |attempts, living: Option<i64>| {
+            let expiry = living.map(|secs| add(now, SignedDuration::from_secs(secs)));
+            let zero = Some(Duration::ZERO);
+            next_attempt(now, Backoff::Transient, attempts, zero, expiry, "x").duration_since(now).as_secs()
+        };
+        assert_eq!([1, 2, 3, 4].map(|attempts| next(attempts, None)), [1, 2, 4, 8]);
+        assert!((500..=600).contains(&next(1000, None)), "{}", next(1000, None));
+        assert_eq!(next(1000, Some(40)), 10, "a quarter of what the token has left");
     }
 
     #[test]

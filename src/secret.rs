@@ -231,20 +231,22 @@ fn seal(entries: Option<&[ManagedFieldsEntry]>, applied: Option<&Applied>) -> Se
     let (Some(entries), Some(applied)) = (entries.filter(|entries| !entries.is_empty()), applied) else {
         return Seal::Unknown;
     };
-    let writers = |key: &str| -> Vec<&str> {
-        let field = format!("f:{key}");
-        let writes = |entry: &&ManagedFieldsEntry| {
-            entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:data")?.get(&field)).is_some()
-        };
-        entries.iter().filter(writes).filter_map(|entry| entry.manager.as_deref()).collect()
-    };
     for key in applied.keys() {
-        let writers = writers(key);
+        let writers = writers_of(entries, key);
         if !writers.contains(&FIELD_MANAGER) {
             return Seal::Broken(writers.first().map(ToString::to_string));
         }
     }
     Seal::Intact
+}
+
+/// The field managers that a key of the data belongs to.
+fn writers_of<'a>(entries: &'a [ManagedFieldsEntry], key: &str) -> Vec<&'a str> {
+    let field = format!("f:{key}");
+    let writes = |entry: &&ManagedFieldsEntry| {
+        entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:data")?.get(&field)).is_some()
+    };
+    entries.iter().filter(writes).filter_map(|entry| entry.manager.as_deref()).collect()
 }
 
 /// Whose a Secret is.
@@ -447,8 +449,10 @@ pub fn compose(
     ownership: Ownership,
 ) -> Secret {
     let mut secret = live.cloned().unwrap_or_else(|| blank(owner, spec));
-    let before = Facts::of(&secret.metadata).marks.applied.unwrap_or_default();
-    write_data(&mut secret, &before, spec, content);
+    let applied = Facts::of(&secret.metadata).marks.applied;
+    remove_written(&mut secret, applied.as_ref());
+    let before = applied.unwrap_or_default();
+    write_data(&mut secret, spec, content);
     let meta = &mut secret.metadata;
     meta.managed_fields = None;
     write_labels(meta.labels.get_or_insert_default(), &before, spec);
@@ -473,9 +477,24 @@ fn blank(owner: &Owner, spec: &Resolved) -> Secret {
     }
 }
 
-fn write_data(secret: &mut Secret, before: &Applied, spec: &Resolved, content: Content<'_>) {
+/// Takes away the keys that we wrote: those that the annotation names or, where it was stripped, those that belong to us
+/// alone.
+fn remove_written(secret: &mut Secret, applied: Option<&Applied>) {
+    let entries = secret.metadata.managed_fields.as_deref().unwrap_or_default();
+    let is_ours = |key: &str| {
+        let writers = writers_of(entries, key);
+        !writers.is_empty() && writers.iter().all(|writer| *writer == FIELD_MANAGER)
+    };
+    if let Some(data) = &mut secret.data {
+        data.retain(|key, _| match applied {
+            Some(applied) => !applied.keys().any(|written| written == key),
+            None => !is_ours(key),
+        });
+    }
+}
+
+fn write_data(secret: &mut Secret, spec: &Resolved, content: Content<'_>) {
     let data = secret.data.get_or_insert_default();
-    data.retain(|key, _| !before.keys().any(|written| written == key));
     let mut put = |key: Option<&String>, value: String| {
         if let Some(key) = key {
             data.insert(key.clone(), ByteString(value.into_bytes()));

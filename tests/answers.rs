@@ -260,6 +260,7 @@ fn expires_in_rows() -> Vec<Row> {
         bad("lifetime-negative", "-3600"),
         bad("lifetime-minus-1e400", "-1e400"),
         bad("lifetime-negative-string", r#""-1""#),
+        fails("lifetime-over-before-it-came", expires_in("1").delay(Duration::from_millis(1500)), Reason::BadResponse),
         bad("lifetime-empty-string", r#""""#),
         bad("lifetime-words", r#""canary hours""#),
         bad("lifetime-nan-string", r#""NaN""#),

@@ -236,7 +236,8 @@ fn a_secret_calls_those_that_name_it_and_nobody_else() {
 #[test]
 fn what_was_noted_before_the_watch_shows_it_is_no_news_then() {
     let watches = Watches::of(vec![object("a", "c", "t")]);
-    let note = |uid, version| watches.caches.note_secret(&key("t"), Facts::of(&secret("t", uid, version).metadata));
+    let note =
+        |uid, version| watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", uid, version).metadata));
     note("s", 5);
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("t", "s", 5))), [], "our own write");
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("t", "s", 4))), [], "an earlier one, late");
@@ -247,10 +248,33 @@ fn what_was_noted_before_the_watch_shows_it_is_no_news_then() {
 }
 
 #[test]
+fn what_one_object_notes_the_others_that_name_it_are_called_for() {
+    let watches = Watches::of(vec![object("a", "c", "t"), object("b", "c", "u")]);
+    watches.list_secrets(vec![secret("c", "s", 1)]);
+    let note = || watches.caches.note_secret(&key("a"), "c", Facts::of(&secret("c", "s", 2).metadata));
+    assert_eq!(note(), keys(["b"]), "the watch will show it as no news");
+    assert_eq!(note(), []);
+    assert_eq!(watches.caches.fold_secret(Event::Apply(secret("c", "s", 2))), []);
+}
+
+#[test]
+fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_deleted_secret_back() {
+    let watches = Watches::new();
+    let note = |version| watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", "s", version).metadata));
+    watches.caches.fold_secret(Event::Apply(secret("t", "s", 7)));
+    watches.caches.fold_secret(Event::Delete(secret("t", "s", 9)));
+    note(7);
+    assert_eq!(watches.caches.secret(&key("t")), None);
+    // Of the time after the deletion the watch says nothing yet.
+    note(10);
+    assert!(watches.caches.secret(&key("t")).is_some());
+}
+
+#[test]
 fn the_late_deletion_of_an_earlier_secret_leaves_the_new_one() {
     let watches = Watches::of(vec![object("a", "c", "t")]);
     watches.caches.fold_secret(Event::Apply(secret("t", "old", 5)));
-    watches.caches.note_secret(&key("t"), Facts::of(&secret("t", "new", 8).metadata));
+    let _ = watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", "new", 8).metadata));
     assert_eq!(watches.caches.fold_secret(Event::Delete(secret("t", "old", 7))), []);
     assert_eq!(watches.version("t").unwrap().0, "new");
     assert_eq!(watches.caches.fold_secret(Event::Delete(secret("t", "new", 9))), keys(["a"]));
@@ -274,7 +298,7 @@ fn a_secret_that_was_written_while_a_list_was_under_way_is_not_lost_by_its_end()
     watches.caches.fold_secret(Event::Init);
     watches.caches.fold_secret(Event::InitApply(secret("c", "s", 1)));
     // The list is as of before this write.
-    watches.caches.note_secret(&key("t"), Facts::of(&secret("t", "s", 9).metadata));
+    let _ = watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", "s", 9).metadata));
     watches.caches.fold_secret(Event::InitDone);
     assert_eq!(watches.version("t").map(|(_, version)| version).as_deref(), Some("9"));
 }
@@ -306,6 +330,17 @@ fn a_namespace_that_was_made_anew_while_nobody_watched_is_not_ending() {
     watches.caches.fold_namespace(&Event::InitApply(namespace("a", false)));
     watches.caches.fold_namespace(&Event::InitDone);
     assert!(!watches.caches.is_ending("a"));
+}
+
+#[test]
+fn the_objects_of_a_namespace_that_is_there_again_are_looked_at() {
+    let watches = Watches::of(vec![object("x", "c", "t")]);
+    let fold = |event| watches.caches.fold_namespace(&event);
+    assert_eq!(fold(Event::Apply(namespace("shop", false))), []);
+    assert_eq!(fold(Event::Apply(namespace("shop", true))), []);
+    assert_eq!(fold(Event::Apply(namespace("other", true))), []);
+    assert_eq!(fold(Event::Delete(namespace("other", true))), []);
+    assert_eq!(fold(Event::Delete(namespace("shop", true))), keys(["x"]));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 
@@ -37,21 +38,35 @@ impl Context {
         {
             return Ok(Action::await_change());
         }
+        // The way here may have taken as long as a term. Who holds a token settles what becomes of it in any case.
+        if cause != Cause::Settle && !self.shared.settings.leadership.is_leader() {
+            return Ok(Action::await_change());
+        }
         self.remember(&o.owner, |memory| match cause.allowance() {
             Allowed::Always => {}
             Allowed::AsReplacement => memory.replacements.take(self.now()),
             Allowed::AsChange => memory.changes.take(self.now()),
         });
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, cause = cause.as_str(), "asking for a token");
-        let (asked_at, started) = (self.now(), std::time::Instant::now());
-        let answer = permit.request(&credentials, &spec.scope).await;
+        let begun = self.shared.settings.clock.moment();
+        let asking = Box::pin(permit.request(&credentials, &spec.scope));
+        let answer = match select(asking, Box::pin(self.tell_of_expiry(o.clone()))).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(((), asking)) => asking.await,
+        };
         let result = answer.as_ref().map_or_else(|(error, _)| failure_reason(error), |_| Reason::Succeeded);
-        self.shared.settings.metrics.token_request(result.as_str(), started.elapsed().as_secs_f64());
+        let took = self.shared.settings.clock.moment().since(begun);
+        self.shared.settings.metrics.token_request(result.as_str(), took.as_secs_f64());
         o.now = self.now();
+        // Just before it was sent, by the wall clock as it is now: it may have been set meanwhile.
+        let asked_at = schedule::before(o.now, took);
         match answer {
             Err((error, blame)) => self.attempt_failed(o, &error, blame).await,
             Ok(grant) => {
                 let life = lived(Life::new(asked_at, grant.lifetime.length), o, &sight, &spec, &grant.token);
+                if life.is_expired(o.now) {
+                    return self.came_too_late(o).await;
+                }
                 let issue = Issue {
                     life,
                     scope: spec.scope.clone(),
@@ -70,6 +85,18 @@ impl Context {
                 self.deliver(o, sight).await
             }
         }
+    }
+
+    /// Says so as the token in the target ends, though the answer that may bring another is still to come.
+    async fn tell_of_expiry(&self, mut o: Observed) {
+        let left = life_in_target(&o).map(|life| life.expires_at.duration_since(self.now()));
+        let Some(left) = left.and_then(|left| Duration::try_from(left).ok()).filter(|left| !left.is_zero()) else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(left).await;
+        o.now = self.now();
+        // What cannot be said now is said with what comes of the request.
+        let _ = self.account(&mut o).await;
     }
 
     /// From here on the token is not lost while the process lives.
@@ -97,7 +124,7 @@ impl Context {
     }
 
     /// The object is gone, and nobody will call it again: the token goes to a retained target, or is dropped, here and now.
-    async fn deliver_to_what_remains(&self, o: &mut Observed, mut sight: Sight) -> Result<Action, Error> {
+    pub(super) async fn deliver_to_what_remains(&self, o: &mut Observed, mut sight: Sight) -> Result<Action, Error> {
         o.ending = true;
         for _ in 0..LAST_ATTEMPTS {
             let plan = plan::plan(o);
@@ -110,9 +137,8 @@ impl Context {
             }
         }
         if self.remember(&o.owner, |memory| memory.held.take()).is_some() {
-            Self::log_dropped(o);
+            Self::log_dropped(&key_of(&o.owner));
         }
-        self.shared.memories.forget(&key_of(&o.owner));
         Ok(Action::await_change())
     }
 
@@ -132,8 +158,17 @@ impl Context {
                 None => self.wait(o).await,
             };
         }
-        let retry_after = error.retry_after().or_else(|| is_last_second(error, o).then_some(LAST_SECOND));
+        let is_without_life = matches!(error, TokenError::BadResponse { problem: BadResponse::ExpiresIn, .. });
+        let soon = (is_without_life && is_at_its_end(o)).then_some(LAST_SECOND);
+        let retry_after = error.retry_after().or(soon);
         self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame), retry_after).await
+    }
+
+    /// The token had less left than its answer took.
+    async fn came_too_late(&self, o: &mut Observed) -> Result<Action, Error> {
+        let message = "the token had expired when it came: its lifetime is shorter than the time that the answer took";
+        let soon = is_at_its_end(o).then_some(LAST_SECOND);
+        self.fail(o, Reason::BadResponse, message.to_owned(), Backoff::Transient, soon).await
     }
 
     /// Takes note of an attempt that failed, and of when it is repeated.
@@ -183,11 +218,13 @@ pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, to
     }
 }
 
-/// A provider that repeats its token says of one that ends within the second that it lives for 0 s. Soon it has a new one.
-fn is_last_second(error: &TokenError, o: &Observed) -> bool {
-    let is_without_life = matches!(error, TokenError::BadResponse { problem: BadResponse::ExpiresIn, .. });
-    let is_again = o.failure.as_ref().is_some_and(|failure| failure.attempts > 1);
-    is_without_life && !is_again && life_in_target(o).is_some_and(|life| life.repeated)
+/// A provider that repeats its token says of one that ends within the second that it lives for 0 s, or gives it so late that
+/// it is over. Soon it has a new one, which it is asked for until the end has passed.
+fn is_at_its_end(o: &Observed) -> bool {
+    life_in_target(o).is_some_and(|life| {
+        let asked_since = o.failure.as_ref().is_some_and(|failure| failure.at >= life.expires_at);
+        !asked_since && schedule::before(life.expires_at, LAST_SECOND) <= o.now
+    })
 }
 
 pub(super) fn failure_reason(error: &TokenError) -> Reason {

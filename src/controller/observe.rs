@@ -2,7 +2,7 @@
 
 use kube::ResourceExt as _;
 
-use super::{Context, Sight};
+use super::{Context, OWNER_REFUSED_FOR, Sight, key_of, owner_of};
 use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
@@ -17,11 +17,7 @@ impl Context {
     pub(super) fn observe(&self, credential: &MoneyGoCredential) -> Observed {
         let now = self.now();
         let requested = credential.annotations().get(annotation::REFRESH_REQUESTED).cloned();
-        let owner = Owner {
-            namespace: credential.namespace().unwrap_or_default(),
-            name: credential.name_any(),
-            uid: credential.uid().unwrap_or_default(),
-        };
+        let owner = owner_of(credential);
         let memory = self.remember(&owner, |memory| {
             if newest_status(credential, memory).failed_attempts.is_some() {
                 // After a start nobody knows what the attempt that failed was made with: what changes from here on counts.
@@ -49,7 +45,9 @@ impl Context {
             changed_at: memory.changes.available_at(now),
             mend_at: memory.mends.available_at(now),
             digests: self.shared.digest_key().is_some(),
-            owner_refused: memory.owner_refused_until.is_some_and(|until| until > now),
+            owner_refused: memory
+                .owner_refused_until
+                .is_some_and(|until| until > now && until.duration_since(now) <= OWNER_REFUSED_FOR),
             outage: self.shared.settings.grants.is_outage(),
             spec,
             owner,
@@ -87,7 +85,8 @@ impl Context {
         let unavailable = status::condition(&o.status, ConditionType::Refreshed)
             .is_some_and(|refreshed| refreshed.reason == Reason::EndpointUnavailable.as_str());
         let recovered = self.shared.settings.grants.recovered_at().filter(|_| unavailable);
-        let recovered = recovered.zip(since).is_some_and(|(recovered, since)| recovered > since);
+        // What was noted by a clock that was ahead is no recovery from what fails now.
+        let recovered = recovered.zip(since).is_some_and(|(recovered, since)| since < recovered && recovered <= o.now);
         o.failure = plan::standing_failure(o, memory.untold.as_ref(), changed || recovered);
     }
 
@@ -115,6 +114,8 @@ impl Context {
     pub(super) fn take_in(&self, o: &mut Observed, spec: &Resolved, sight: &Sight) {
         let key = self.shared.digest_key();
         o.now = self.now();
+        // Reading may have taken as long as a term.
+        o.leading = self.shared.settings.leadership.is_leader();
         o.live = true;
         o.target = sight.target.as_ref().map_or(Target::Missing, |secret| {
             let facts = Facts::of(&secret.metadata);
@@ -138,11 +139,12 @@ impl Context {
         self.judge(o, &memory);
     }
 
-    /// What was read is newer than what the watches have shown.
+    /// What was read is newer than what the watches have shown, and is no news any more when they do: who else names the
+    /// Secret is told now.
     pub(super) fn note(&self, o: &Observed, sight: &Sight, spec: &Resolved) {
         for (name, secret) in [(&spec.credentials, &sight.credentials), (&spec.target, &sight.target)] {
             if let Some(secret) = secret {
-                self.caches.note_secret(&ObjectKey::new(&o.owner.namespace, name), Facts::of(&secret.metadata));
+                self.call_all(self.caches.note_secret(&key_of(&o.owner), name, Facts::of(&secret.metadata)));
             }
         }
     }

@@ -1,14 +1,12 @@
 //! Saying how things stand: the status, the log, events.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
 
 use super::observe::newest_version;
-use super::{Context, WAITS_BEFORE_REPORT, key_of, requeue_at};
+use super::{Context, WAITS_BEFORE_REPORT, key_of};
 use crate::apply;
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
@@ -57,13 +55,11 @@ impl Context {
                         memory.untold = None;
                     });
                 }
-                // It is gone, or its change is on its way to us.
                 Err(error) if error.is_not_found() => return Ok(Action::await_change()),
-                Err(error) if error.is_conflict() => return Ok(Action::requeue(Duration::from_millis(100))),
                 Err(error) => return Err(error),
             }
         }
-        Ok(requeue_at(again_at, self.now()))
+        Ok(self.requeue_at(o, again_at))
     }
 
     /// One line and one event for each change of what a condition says; none for a retry that fails the same way.
@@ -110,9 +106,9 @@ impl Context {
         let Plan::Rest(report, again_at) = plan::account(&o) else { return Ok(Action::await_change()) };
         let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
         let ends = was_ready && report.ready.state != State::True;
-        let report_at = schedule::add(since, WAITS_BEFORE_REPORT);
+        let report_at = schedule::add(since.min(o.now), WAITS_BEFORE_REPORT);
         if !ends && o.now < report_at {
-            return Ok(requeue_at(Some(report_at), self.now()));
+            return Ok(self.requeue_at(&o, Some(report_at)));
         }
         self.report(&mut o, *report, again_at).await
     }

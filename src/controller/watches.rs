@@ -1,6 +1,6 @@
 //! The watches, and what runs beside them for as long as the process does.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
@@ -9,9 +9,10 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector;
-use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource as _};
+use tokio::time::Instant;
 
 use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST};
 use crate::apply;
@@ -47,8 +48,7 @@ impl Context {
             let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
             let folded = self.caches.fold_object(&mut writer, &event);
             for key in folded.gone {
-                self.shared.settings.grants.forget(&key);
-                self.shared.memories.forget(&key);
+                self.forget(&key);
             }
             if !own {
                 self.call_all(folded.look_at);
@@ -79,7 +79,7 @@ impl Context {
     pub(super) async fn watch_namespaces(self: Arc<Self>) {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.shared.settings.client.clone());
         let events = watcher::watcher(api, watcher::Config::default()).backoff(backoff());
-        follow("Namespaces", events, |event| self.caches.fold_namespace(&event)).await;
+        follow("Namespaces", events, |event| self.call_all(self.caches.fold_namespace(&event))).await;
     }
 
     pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
@@ -92,27 +92,33 @@ impl Context {
 
 /// Between two attempts to watch: half a second, doubling to five. kube's own waits reach a minute, for which nothing that
 /// changes is noticed after the API server is back.
-struct WatchBackoff(Duration);
+struct WatchBackoff {
+    wait: Duration,
+    failed_at: Option<Instant>,
+}
 
 impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = self.0;
-        self.0 = (wait * 2).min(WATCH_RETRY_LAST);
+        let now = Instant::now();
+        if self.failed_at.replace(now).is_some_and(|failed_at| now > failed_at + WATCH_LASTS) {
+            self.wait = WATCH_RETRY_FIRST;
+        }
+        let wait = self.wait;
+        self.wait = (wait * 2).min(WATCH_RETRY_LAST);
         Some(wait)
     }
 }
 
 impl Backoff for WatchBackoff {
-    fn reset(&mut self) {
-        self.0 = WATCH_RETRY_FIRST;
-    }
+    /// kube calls this for each event, and each attempt to list begins with one. A watch that keeps ending soon after its
+    /// list is no success either: time alone tells.
+    fn reset(&mut self) {}
 }
 
-/// A watch that keeps ending soon after its list is no success.
-fn backoff() -> ResetTimerBackoff<WatchBackoff> {
-    ResetTimerBackoff::new(WatchBackoff(WATCH_RETRY_FIRST), WATCH_LASTS)
+fn backoff() -> WatchBackoff {
+    WatchBackoff { wait: WATCH_RETRY_FIRST, failed_at: None }
 }
 
 /// Hands on a watch's events, and says once when it fails and once when it is back.
@@ -126,7 +132,8 @@ pub(super) async fn follow<K>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                if std::mem::take(&mut failing) {
+                // The beginning of a list says nothing of its end.
+                if !matches!(event, Event::Init) && std::mem::take(&mut failing) {
                     tracing::info!(what, "the watch is back");
                 }
                 fold(event);
@@ -172,6 +179,19 @@ pub(super) fn prune(object: &mut Guarded) {
 }
 
 impl Shared {
+    fn clocks(&self) -> (Timestamp, Moment) {
+        (self.settings.clock.now(), self.settings.clock.moment())
+    }
+
+    fn last_beat(&self) -> MutexGuard<'_, (Timestamp, Moment)> {
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a clock jumped since they were compared last.
+    pub(super) fn is_clock_off(&self) -> bool {
+        is_jump(*self.last_beat(), self.clocks())
+    }
+
     /// Gets the key of the digests. Until it can be had, a key of this process's own serves: what was digested before
     /// the start is unknown then, but what changes from here on is noticed.
     ///
@@ -252,17 +272,15 @@ pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Cont
 /// Compares the clocks, and looks at everything again after a jump: timers follow the monotonic clock, which stands still
 /// while the machine is suspended and knows nothing of a wall clock that is set.
 pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
-    let clock = shared.settings.clock;
-    let mut before = (clock.now(), clock.moment());
     loop {
         shared.settings.probes.beat();
         tokio::time::sleep(HEARTBEAT).await;
-        let now = (clock.now(), clock.moment());
-        if is_jump(before, now) {
+        let jumped = shared.is_clock_off();
+        *shared.last_beat() = shared.clocks();
+        if jumped {
             tracing::info!("a clock jumped: looking at everything again");
             call_everyone(&contexts);
         }
-        before = now;
     }
 }
 
@@ -278,13 +296,15 @@ fn is_jump((wall_before, before): (Timestamp, Moment), (wall, now): (Timestamp, 
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_watch_is_tried_again_within_five_seconds() {
-        let mut backoff = WatchBackoff(WATCH_RETRY_FIRST);
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_is_tried_again_within_five_seconds() {
+        let mut backoff = backoff();
         let millis = |wait: Option<Duration>| wait.map_or(0, |wait| wait.as_millis());
         let waits: Vec<_> = (0..6).map(|_| millis(backoff.next())).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 5000, 5000]);
         backoff.reset();
-        assert_eq!(millis(backoff.next()), 500);
+        assert_eq!(millis(backoff.next()), 5000, "a list that begins is no success");
+        tokio::time::advance(WATCH_LASTS * 2).await;
+        assert_eq!([(); 2].map(|()| millis(backoff.next())), [500, 1000], "it lasted");
     }
 }

@@ -5,9 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
 
-use super::{Context, OWNER_REFUSED_FOR, Sight};
+use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::apply;
-use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
 use crate::error::Error;
@@ -69,6 +68,10 @@ impl Context {
             Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
             Err(error) => return Err(error),
         };
+        if o.failure.as_ref().is_some_and(|failure| failure.reason == Reason::TargetForbidden) {
+            o.failure = None;
+            self.remember(&o.owner, |memory| (memory.attempt, memory.untold) = (None, None));
+        }
         self.stored(o, &written, issue.life, &issue);
         tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, secret = %spec.target, reason = "Mended", "put back what was missing beside the token");
         // There may be more to do than the mending: the next look is at what is there now.
@@ -146,7 +149,7 @@ impl Context {
     pub(super) fn stored(&self, o: &mut Observed, written: &Secret, life: Life, issue: &Issue) {
         let facts = Facts::of(&written.metadata);
         let name = written.metadata.name.clone().unwrap_or_default();
-        self.caches.note_secret(&ObjectKey::new(&o.owner.namespace, &name), facts.clone());
+        self.call_all(self.caches.note_secret(&key_of(&o.owner), &name, facts.clone()));
         self.remember(&o.owner, |memory| {
             memory.verified = Some(Verified { version: facts.version.clone(), sound: true });
         });

@@ -347,6 +347,42 @@ async fn a_probe_never_waits_longer_than_a_quarter_of_what_the_most_urgent_livin
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_alone_is_refused_keeps_nobody_from_probing() {
+    let mut queue = Queue::new(FAST, 10);
+    queue.break_down();
+    for (key, ends_in) in [("broken", -100), ("sound", 100_000), ("other", 200_000)] {
+        queue.enqueue(key, in_secs(ends_in));
+    }
+    for key in ["broken", "sound", "other", "broken"] {
+        assert_eq!(queue.next().await.0, key, "who failed last is the last to try again");
+        assert_eq!(queue.fails(queue.admit(key, wall())), Blame::Outage);
+        queue.enqueue(key, in_secs(if key == "broken" { -100 } else { 100_000 }));
+    }
+    assert_eq!(queue.next().await.0, "sound");
+    queue.answers(queue.admit("sound", wall()));
+    assert!(!queue.grants.is_outage());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_failed_while_others_were_answered_does_not_prolong_an_outage() {
+    let mut queue = Queue::new(FAST, 10);
+    let step = || tokio::time::sleep(Duration::from_millis(10));
+    step().await;
+    assert_eq!(queue.fails(queue.admit("broken", wall())), Blame::Endpoint);
+    step().await;
+    queue.answers(queue.admit("sound", wall()));
+    step().await;
+    queue.break_down();
+    queue.enqueue("broken", in_secs(-100));
+    queue.enqueue("sound", in_secs(100_000));
+    assert_eq!(queue.next().await.0, "sound", "it did not fail yet");
+    assert_eq!(queue.fails(queue.admit("sound", wall())), Blame::Outage);
+    assert_eq!(queue.next().await.0, "broken");
+    assert_eq!(queue.fails(queue.admit("broken", wall())), Blame::Client);
+    assert!(queue.grants.is_outage(), "nor does it end one");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_answer_releases_all_at_the_limiters_pace() {
     let mut queue = Queue::new(10.0, 10);
     let one = queue.admit("x", wall());

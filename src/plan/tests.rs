@@ -1153,6 +1153,7 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
     world.settle();
     let o = world.observe(false);
     let told = o.failure.clone().unwrap();
+    let o = Observed { now: add(told.at, secs(301)), ..o };
     let second = Failure { at: add(told.at, secs(300)), attempts: 2, ..told.clone() };
     let untold =
         Failed { failure: second.clone(), generation: o.generation, credentials: o.credentials.version().cloned() };
@@ -1169,6 +1170,24 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
     let served =
         Observed { status: MoneyGoCredentialStatus { issued_at, ..MoneyGoCredentialStatus::default() }, ..silent };
     assert_eq!(standing(&served, &untold), None, "another replica had a token since");
+}
+
+#[test]
+fn a_failure_that_is_told_late_is_told_with_the_credentials_that_it_was_met_with() {
+    let mut world = World::new();
+    world.answer = Answer::Rejected;
+    while world.pass() && world.status.failed_attempts.is_none() {}
+    // The status was not taken: what is known of the attempt is in memory alone, and nothing is read again for it.
+    let o = world.observe(false);
+    let version = Version { uid: "c".into(), resource_version: "7".into() };
+    let o = Observed {
+        credentials: Credentials::Seen(version.clone()),
+        status: MoneyGoCredentialStatus::default(),
+        failure: o.failure,
+        ..world.observe(false)
+    };
+    let Plan::Rest(report, _) = account(&o) else { panic!("an account is a rest") };
+    assert_eq!(report.credentials, Some(version), "or their correction is no news");
 }
 
 #[test]
@@ -1199,6 +1218,18 @@ fn a_next_attempt_that_was_edited_far_away_stops_nothing() {
     let mut world = rejected();
     world.answer = Answer::New(HOUR_SECS);
     world.status.next_attempt_at = Some(at("3000-01-01T00:00:00Z"));
+    world.settle();
+    assert_eq!(world.grants.len(), 1);
+    world.assert_well();
+}
+
+#[test]
+fn what_failed_by_a_clock_that_was_hours_ahead_is_tried_again_once_the_clock_is_right() {
+    let mut world = rejected();
+    world.answer = Answer::New(HOUR_SECS);
+    let ahead = |at: Option<Timestamp>| at.map(|at| at + SignedDuration::from_hours(4));
+    world.status.last_failure_time = ahead(world.status.last_failure_time);
+    world.status.next_attempt_at = ahead(world.status.next_attempt_at);
     world.settle();
     assert_eq!(world.grants.len(), 1);
     world.assert_well();

@@ -524,3 +524,12 @@ fn credentials_are_read_or_what_is_wrong_with_them_is_told() {
     assert_eq!(read(&[("client_id", b"id "), ("CLIENT_SECRET", b"s")]), Err(Incomplete));
     assert_eq!(read_credentials(&Secret::default(), &spec()), Err(Incomplete));
 }
+
+#[test]
+fn a_key_that_was_renamed_goes_though_its_record_was_stripped() {
+    let mut secret = sealed(composed(None, &spec()), &[(FIELD_MANAGER, &["access_token"]), ("someone", &["theirs"])]);
+    secret.data.get_or_insert_default().insert("theirs".into(), ByteString(b"x".to_vec()));
+    secret.metadata.annotations = None;
+    let after = composed(Some(&secret), &Resolved { access_token_key: "token".into(), ..spec() });
+    assert_eq!(after.data.unwrap().into_keys().collect::<Vec<_>>(), ["theirs", "token"]);
+}
