@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{checkout, generate, simulate, terminal, test, tools};
+use crate::{checkout, fuzz, generate, simulate, terminal, test, tools};
 
 mod end_to_end;
 
@@ -18,7 +18,9 @@ const FETCH_LIMIT: Duration = Duration::from_mins(2);
 const FETCH_POLL: Duration = Duration::from_millis(100);
 
 /// Simulated runs at each change.
-const SEEDS: &str = "2000";
+const SEEDS: &str = "10000";
+/// For each fuzz target.
+const FUZZ_SECS: u32 = 20;
 
 /// How a step ended.
 enum Outcome {
@@ -92,6 +94,7 @@ pub fn run(only: Option<&str>) -> anyhow::Result<()> {
         succeed(doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "--deny warnings"))
     });
     steps.take("simulation", || simulate::run(&["--seeds".to_owned(), SEEDS.to_owned()]).map(|()| Outcome::Passed));
+    steps.take("fuzzing", fuzzing);
     steps.take("tests", || tests(&mut tested));
     steps.take("end to end", end_to_end::run);
     ensure!(!steps.taken.is_empty(), "there is no such step: see the table that follows all of them");
@@ -102,6 +105,14 @@ pub fn run(only: Option<&str>) -> anyhow::Result<()> {
     let failed = steps.failed();
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
+}
+
+/// A short run. libFuzzer is C++, which nothing else needs.
+fn fuzzing() -> anyhow::Result<Outcome> {
+    if !Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return Ok(Outcome::Skipped("there is no C++ compiler, which libFuzzer is built with: install g++".into()));
+    }
+    fuzz::run(&fuzz::Options::all(FUZZ_SECS)).map(|()| Outcome::Passed)
 }
 
 /// The command that the README names, so that it is known to work; `sum` becomes its last line.

@@ -23,6 +23,13 @@ pub struct Options {
     targets: Vec<String>,
 }
 
+impl Options {
+    /// Every target, for so long each.
+    pub fn all(seconds: u32) -> Self {
+        Self { seconds, targets: Vec::new() }
+    }
+}
+
 /// Fuzzes each target and prints how many inputs it was given. Fails at the end if one of them found something.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(unknown) = options.targets.iter().find(|name| !TARGETS.contains(&name.as_str())) {

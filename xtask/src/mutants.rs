@@ -44,7 +44,19 @@ struct Scenario {
 const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "simulation",
-        arguments: &["run", "--profile", "simulation", "--package", "moneygo-simulation", "--", "--seeds", "1000"],
+        arguments: &[
+            "run",
+            "--profile",
+            "simulation",
+            "--package",
+            "moneygo-simulation",
+            "--",
+            "--seeds",
+            "1000",
+            "--failures",
+            "1",
+            "--no-shrink",
+        ],
     },
     Scenario { name: "matrix", arguments: &["run", "--package", "moneygo-faults", "--", "matrix"] },
     Scenario {
@@ -174,10 +186,11 @@ impl Copy {
         cargo
     }
 
-    /// A bug that does not compile catches itself, and says nothing of the tests.
+    /// A bug that does not compile catches itself, and says nothing of the tests. It is built as the first scenario wants it.
     fn compiles(&self) -> anyhow::Result<()> {
-        let check = self.cargo().args(["check", "--quiet", "--package", "moneygo-operator"]).output()?;
-        ensure!(check.status.success(), "it does not compile:\n{}", String::from_utf8_lossy(&check.stderr));
+        let build = ["build", "--quiet", "--profile", "simulation", "--package", "moneygo-simulation"];
+        let build = self.cargo().args(build).output()?;
+        ensure!(build.status.success(), "it does not compile:\n{}", String::from_utf8_lossy(&build.stderr));
         Ok(())
     }
 
@@ -221,7 +234,8 @@ impl Copy {
 
 /// The line of an output that tells best what failed.
 fn symptom(output: &str) -> String {
-    let failed = |line: &&str| line.ends_with("... FAILED") || line.starts_with("violation");
+    let of_seed = |line: &str| line.starts_with("seed ") && line.contains(" failed: ");
+    let failed = |line: &&str| line.ends_with("... FAILED") || line.starts_with("violation") || of_seed(line);
     let line = output.lines().find(failed).or_else(|| output.lines().rfind(|line| !line.trim().is_empty()));
     let line = line.unwrap_or("it failed without a word");
     line.trim_start_matches("test ").trim_end_matches(" ... FAILED").chars().take(160).collect()
@@ -248,5 +262,6 @@ mod tests {
         let tests = "running 2 tests\ntest a::good ... ok\ntest a::bad ... FAILED\n\nfailures:\n    a::bad\nerror: test failed\n";
         assert_eq!(symptom(tests), "a::bad");
         assert_eq!(symptom("x\nerror: worse\n\n"), "error: worse");
+        assert_eq!(symptom("seed 1000\nseed 7 failed: a promise: b\n1 seeds\n"), "seed 7 failed: a promise: b");
     }
 }
