@@ -307,16 +307,13 @@ fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
     if token == Token::Unclear {
         return Plan::Look;
     }
-    if let Some(life) = token.life() {
-        match mend(o, spec, life) {
-            Some(plan) if o.mend_at <= o.now => return plan,
-            _ => {}
-        }
-    }
-    match cause(o, spec, &token) {
-        Some(Doubt::Cause(cause)) => plan_grant(o, spec, cause),
-        Some(Doubt::Look) => Plan::Look,
-        None => account(&without_what_is_over(o)),
+    let mend = token.life().and_then(|life| mend(o, spec, life));
+    match (mend, cause(o, spec, &token)) {
+        (Some(mend), _) if o.mend_at <= o.now => mend,
+        (_, Some(Doubt::Cause(cause))) => plan_grant(o, spec, cause),
+        (_, Some(Doubt::Look)) => Plan::Look,
+        (Some(_), None) => account(o),
+        (None, None) => account(&without_what_is_over(o)),
     }
 }
 

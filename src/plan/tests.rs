@@ -1173,6 +1173,26 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
 }
 
 #[test]
+fn a_failure_with_nothing_left_to_try_is_over_as_its_time_comes() {
+    let mut world = scene();
+    let told = |world: &World, next_in_secs: i64| {
+        let o = world.observe(true);
+        let next_attempt_at = add(o.now, secs(next_in_secs));
+        let (reason, message) = (Reason::EndpointUnavailable, "away".to_owned());
+        let failure = Failure { reason, message, at: add(o.now, secs(-60)), attempts: 3, next_attempt_at };
+        let hour = add(o.now, secs(3600));
+        let Plan::Rest(report, _) = plan(&Observed { failure: Some(failure), mend_at: hour, ..o }) else {
+            panic!("there is nothing to do")
+        };
+        report.failure.is_some()
+    };
+    assert!(told(&world, 1), "it is not time yet");
+    assert!(!told(&world, -1));
+    world.edit_target("evil", |secret| secret.metadata.labels = None);
+    assert!(told(&world, -1), "a label is to be put back still");
+}
+
+#[test]
 fn a_failure_that_is_told_late_is_told_with_the_credentials_that_it_was_met_with() {
     let mut world = World::new();
     world.answer = Answer::Rejected;
