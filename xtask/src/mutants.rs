@@ -38,14 +38,19 @@ struct Bug {
 /// Something that fails where the operator is wrong.
 struct Scenario {
     name: &'static str,
-    /// For cargo, in the copy.
+    /// For cargo, in the copy: to compile what it runs.
+    build: &'static [&'static str],
+    /// For cargo, to run it.
     arguments: &'static [&'static str],
 }
+
+const FAULTS: &[&str] = &["build", "--quiet", "--package", "moneygo-faults"];
 
 /// In the order in which they are tried: the first to fail has caught the bug.
 const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "simulation",
+        build: &["build", "--quiet", "--profile", "simulation", "--package", "moneygo-simulation"],
         arguments: &[
             "run",
             "--profile",
@@ -60,14 +65,20 @@ const SCENARIOS: [Scenario; 5] = [
             "--no-shrink",
         ],
     },
-    Scenario { name: "matrix", arguments: &["run", "--package", "moneygo-faults", "--", "matrix"] },
+    Scenario { name: "matrix", build: FAULTS, arguments: &["run", "--package", "moneygo-faults", "--", "matrix"] },
     Scenario {
         name: "failovers",
+        build: FAULTS,
         arguments: &["run", "--package", "moneygo-faults", "--", "failovers", "--rounds", "200"],
     },
-    Scenario { name: "unit tests", arguments: &["test", "--package", "moneygo-operator", "--lib"] },
+    Scenario {
+        name: "unit tests",
+        build: &["test", "--quiet", "--package", "moneygo-operator", "--lib", "--no-run"],
+        arguments: &["test", "--package", "moneygo-operator", "--lib"],
+    },
     Scenario {
         name: "integration tests",
+        build: &["test", "--quiet", "--package", "moneygo-operator", "--no-run"],
         arguments: &[
             "test",
             "--package",
@@ -86,6 +97,9 @@ const SCENARIOS: [Scenario; 5] = [
 pub struct Options {
     /// Only the bugs of these names
     names: Vec<String>,
+    /// Only this scenario, and those that are named likewise, in this order
+    #[arg(long = "scenario", value_name = "NAME", value_parser = SCENARIOS.each_ref().map(|scenario| scenario.name))]
+    scenarios: Vec<String>,
     /// Print the bugs, and try none
     #[arg(long)]
     list: bool,
@@ -101,8 +115,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     let copy = Copy::of(checkout())?;
+    let scenarios = wanted(&options.scenarios);
     terminal::heading("Without a bug");
-    for scenario in &SCENARIOS {
+    for scenario in &scenarios {
         let failure = copy.failure_of(scenario, LIMIT_WITHOUT_BUG)?;
         ensure!(failure.is_none(), "{} fails without a bug: {}", scenario.name, failure.unwrap_or_default());
     }
@@ -110,11 +125,18 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     for (number, bug) in bugs.iter().enumerate() {
         terminal::heading(&format!("{} of {}: {}: {}", number + 1, bugs.len(), bug.name, bug.does));
         let started = Instant::now();
-        let catch = copy.with(bug, || copy.first_failure())?;
+        let catch = copy.catch(bug, &scenarios)?;
         println!("    {} ({})", catch.as_deref().unwrap_or("NOT CAUGHT"), terminal::time(started.elapsed()));
         table.push((bug, catch));
     }
     report(&table)
+}
+
+fn wanted(names: &[String]) -> Vec<&'static Scenario> {
+    match names {
+        [] => SCENARIOS.iter().collect(),
+        names => names.iter().flat_map(|name| SCENARIOS.iter().filter(move |one| one.name == *name)).collect(),
+    }
 }
 
 fn report(table: &[(&Bug, Option<String>)]) -> anyhow::Result<()> {
@@ -171,12 +193,13 @@ impl Copy {
         Ok(Self(folder))
     }
 
-    /// Does something while the bug is in place.
-    fn with<T>(&self, bug: &Bug, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    /// What the first of these scenarios to fail finds wrong while the bug is in place.
+    fn catch(&self, bug: &Bug, scenarios: &[&Scenario]) -> anyhow::Result<Option<String>> {
         let path = self.0.join(&bug.file);
         let sound = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         fs::write(&path, bug.plant(&sound)?)?;
-        let result = self.compiles().and_then(|()| act());
+        let first = scenarios.first().context("no scenario")?;
+        let result = self.compiles(first).and_then(|()| self.first_failure(scenarios));
         fs::write(&path, sound)?;
         result.with_context(|| bug.name.clone())
     }
@@ -189,15 +212,14 @@ impl Copy {
     }
 
     /// A bug that does not compile catches itself, and says nothing of the tests. It is built as the first scenario wants it.
-    fn compiles(&self) -> anyhow::Result<()> {
-        let build = ["build", "--quiet", "--profile", "simulation", "--package", "moneygo-simulation"];
-        let build = self.cargo().args(build).output()?;
+    fn compiles(&self, first: &Scenario) -> anyhow::Result<()> {
+        let build = self.cargo().args(first.build).output()?;
         ensure!(build.status.success(), "it does not compile:\n{}", String::from_utf8_lossy(&build.stderr));
         Ok(())
     }
 
-    fn first_failure(&self) -> anyhow::Result<Option<String>> {
-        for scenario in &SCENARIOS {
+    fn first_failure(&self, scenarios: &[&Scenario]) -> anyhow::Result<Option<String>> {
+        for scenario in scenarios {
             if let Some(failure) = self.failure_of(scenario, LIMIT)? {
                 return Ok(Some(format!("{}: {failure}", scenario.name)));
             }
