@@ -127,6 +127,7 @@ mod tests {
     fn a_key_has_one_length_and_is_never_shown() {
         assert!(DigestKey::new(&[7; 31]).is_none());
         let shown = format!("{:?}", key(7));
+        assert!(shown.contains(&key(7).id), "its name alone: {shown}");
         assert!(!shown.contains("07070707") && !shown.contains("7, 7"), "{shown}");
     }
 }

@@ -347,6 +347,14 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_like_jitter_is_the_same_in_every_release() {
+        let moment = at("2026-01-01T00:00:00Z");
+        let fractions = [("uid-1", 0), ("", 0), ("9f8e", 1)]
+            .map(|(seed, millis)| fraction_of(seed, add(moment, SignedDuration::from_millis(millis))));
+        assert_eq!(fractions, [497, 719, 588], "FNV-1a of the seed and of the moment's milliseconds");
+    }
+
+    #[test]
     fn a_renew_before_that_the_lifetime_cannot_hold_is_cut_to_nine_tenths() {
         let short = life(100);
         let before = Renew::Before(Duration::from_hours(1));
@@ -379,6 +387,8 @@ mod tests {
         let short = Life::new(asked, Duration::from_secs(12));
         assert_eq!(short.expires_at, at("2026-01-01T00:00:12.987Z"));
         assert_eq!(short.issued_at, at("2026-01-01T00:00:00.987Z"));
+        let minute = Life::new(asked, Duration::from_secs(60));
+        assert_eq!(minute.expires_at, at("2026-01-01T00:01:00Z"), "whole seconds from a minute on");
     }
 
     #[test]
@@ -387,6 +397,8 @@ mod tests {
         let edited = Life { expires_at: at("3000-01-01T00:00:00Z"), ..life(60) };
         assert!(!edited.is_credible());
         assert!(!Life { expires_at: at("2025-01-01T00:00:00Z"), ..life(60) }.is_credible());
+        assert!(!Life { expires_at: life(60).issued_at, ..life(60) }.is_credible(), "it never lived");
+        assert!(Life::new(at("2026-01-01T00:00:00Z"), Duration::MAX).is_credible(), "the cap itself is");
     }
 
     #[test]
@@ -403,12 +415,27 @@ mod tests {
         assert_eq!(last.refresh_at(Renew::ThirdLeft, "x"), last.expires_at, "not in its last second");
         let prolonged = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(40)).of_repeated(first);
         assert!(!prolonged.repeated);
+        let two = Life { repeated: true, ..life(2) };
+        assert_eq!(two.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:00:01Z"), "a whole second is left then");
+    }
+
+    #[test]
+    fn a_repeated_token_may_seem_to_end_a_second_off_and_no_more() {
+        let first = life(40);
+        let seen = |off_by: i64| {
+            let expires_at = add(first.expires_at, SignedDuration::from_millis(off_by));
+            let again = Life { expires_at, ..first }.of_repeated(first);
+            (again.repeated, again.expires_at.duration_since(first.expires_at).as_millis())
+        };
+        assert_eq!([-1001, -1000, 0, 1000].map(seen), [(true, -1001), (true, 0), (true, 0), (true, 0)]);
+        assert_eq!(seen(1001), (false, 1001));
     }
 
     #[test]
     fn a_clock_before_the_issue_by_more_than_a_tenth_is_noticed() {
         let hour = life(3600);
         assert!(!hour.is_from_the_future(at("2025-12-31T23:55:00Z")));
+        assert!(!hour.is_from_the_future(at("2025-12-31T23:54:00Z")), "a tenth is not more than a tenth");
         assert!(hour.is_from_the_future(at("2025-12-31T23:53:59Z")));
     }
 
@@ -467,6 +494,11 @@ mod tests {
     }
 
     #[test]
+    fn that_long_before_a_moment_is_earlier() {
+        assert_eq!(before(at("2026-01-01T00:00:30Z"), Duration::from_secs(20)), at("2026-01-01T00:00:10Z"));
+    }
+
+    #[test]
     fn being_asked_to_retry_at_once_is_believed_less_each_time() {
         let now = at("2026-01-01T00:00:00Z");
         let next = |attempts, living: Option<i64>| {
@@ -492,5 +524,30 @@ mod tests {
         allowance.take(then);
         assert_eq!(allowance.available_at(then), add(then, SignedDuration::from_secs(10)));
         assert_eq!(allowance.available_at(at("2020-01-01T00:00:00Z")), at("2020-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn one_that_is_taken_from_a_spent_allowance_is_owed() {
+        let mut allowance = Allowance::of_unplanned_grants();
+        let now = at("2026-01-01T00:00:00Z");
+        for _ in 0..4 {
+            allowance.take(now);
+        }
+        let later = add(now, SignedDuration::from_secs(10));
+        assert_eq!(allowance.available_at(later), add(now, SignedDuration::from_secs(20)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_a_spent_allowance_a_full_one() {
+        let mut allowance = Allowance::of_unplanned_grants();
+        for _ in 0..3 {
+            allowance.take(at("2026-01-01T00:00:00Z"));
+        }
+        let back = at("2020-01-01T00:00:00Z");
+        for _ in 0..3 {
+            assert_eq!(allowance.available_at(back), back);
+            allowance.take(back);
+        }
+        assert_eq!(allowance.available_at(back), add(back, SignedDuration::from_secs(10)));
     }
 }
