@@ -203,6 +203,35 @@ fn what_calls_for_no_token_gets_none() {
 }
 
 #[test]
+fn annotations_are_believed_unread_where_the_status_or_the_spec_says_the_same() {
+    let base = scene().observe(false);
+    let life = base.target.facts().and_then(|facts| facts.marks.life).unwrap();
+    let another = Some(add(life.expires_at, secs(-7)));
+    let respec = |o: &mut Observed| o.spec.as_mut().unwrap().renew = Renew::PercentLeft(10);
+    let cases: [(&str, bool, &dyn Fn(&mut Observed)); 7] = [
+        ("as they were", true, &|_| {}),
+        ("the spec wants another refresh time, which is not written yet", true, &respec),
+        ("the status does not know the refresh time yet", true, &|o| o.status.refresh_at = another),
+        ("nobody says the same refresh time", false, &|o| {
+            respec(o);
+            o.status.refresh_at = another;
+        }),
+        ("another issue", false, &|o| o.status.issued_at = another),
+        ("another expiry", false, &|o| o.status.expires_at = another),
+        ("someone wrote the data", false, &|o| {
+            let Target::Seen { trusted, .. } = &mut o.target else { panic!("it was read") };
+            *trusted = false;
+        }),
+    ];
+    for (name, expected, change) in cases {
+        let mut o = base.clone();
+        change(&mut o);
+        let wanted = if expected { Token::Good(life) } else { Token::Unclear };
+        assert_eq!(token(&o, o.spec.as_ref().unwrap()), wanted, "{name}");
+    }
+}
+
+#[test]
 fn each_of_our_annotations_is_put_back_without_a_grant() {
     let all = scene();
     let ours: Vec<_> = all.target.as_ref().unwrap().metadata.annotations.clone().unwrap().into_keys().collect();
@@ -436,6 +465,36 @@ fn whether_credentials_changed_is_told_by_their_content_and_without_a_digest_by_
         o.credentials = Credentials::Read { version, content: Ok(content) };
         let minted = plan(&o) == Plan::Mint(Cause::CredentialsChanged);
         assert_eq!(minted, mints, "known: {is_known}, {content:?}");
+    }
+}
+
+#[test]
+fn a_digest_of_credentials_is_made_anew_only_of_those_that_the_token_was_asked_for_with() {
+    let base = scene().observe(true);
+    let version = base.credentials.version().cloned().unwrap();
+    let other = Version { uid: version.uid.clone(), resource_version: "999".into() };
+    let read = |version: &Version, content| Credentials::Read { version: version.clone(), content };
+    let same = || read(&version, Ok(Match::Same));
+    let unmarked = |o: &mut Observed| {
+        let Target::Read { facts, .. } = &mut o.target else { panic!("it was read") };
+        facts.marks.credentials = None;
+    };
+    let cases: [(&str, bool, &dyn Fn(&mut Observed)); 7] = [
+        ("as they were", true, &|o| o.credentials = same()),
+        ("the target alone knows them", true, &|o| o.status.observed_credentials = None),
+        ("the status alone knows them", true, &unmarked),
+        ("another version", false, &|o| o.credentials = read(&other, Ok(Match::Unknown))),
+        ("an attempt with them failed", false, &|o| o.status.failed_attempts = Some(1)),
+        ("they are malformed", false, &|o| o.credentials = read(&version, Err(CredentialsProblem::Malformed))),
+        ("they are gone, and nobody knows them", false, &|o| {
+            unmarked(o);
+            (o.credentials, o.status.observed_credentials) = (Credentials::Missing, None);
+        }),
+    ];
+    for (name, expected, change) in cases {
+        let mut o = base.clone();
+        change(&mut o);
+        assert_eq!(is_restampable(&o), expected, "{name}");
     }
 }
 
@@ -903,6 +962,7 @@ fn a_held_token_that_is_in_the_target_already_is_only_recorded() {
     let (token, issue, _) = world.held.clone().unwrap();
     world.write(&token, &issue);
     world.forget_the_past();
+    assert_eq!(plan(&world.observe(true)), Plan::Store, "what is recorded of it is this request's");
     world.settle();
     assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
     assert!(world.held.is_none());
@@ -1019,6 +1079,36 @@ fn a_change_of_the_target_lets_a_refused_write_be_tried_at_once() {
     world.edit_target("kubectl", |secret| secret.immutable = None);
     world.settle();
     assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
+}
+
+fn a_failure(reason: Reason, next_attempt_at: Timestamp) -> Failure {
+    Failure { reason, message: "as told".into(), at: start(), attempts: 1, next_attempt_at }
+}
+
+#[track_caller]
+fn accounted(o: &Observed) -> Report {
+    let Plan::Rest(report, _) = account(o) else { panic!("an account is a rest") };
+    *report
+}
+
+#[test]
+fn only_a_write_that_was_refused_holds_back_a_held_token_and_is_told_while_suspended() {
+    let mut held = holding().observe(true);
+    let mut suspended = scene();
+    suspended.respec(|spec| spec.suspend = true);
+    let mut suspended = suspended.observe(true);
+    let cases = [
+        (Reason::TargetForbidden, false, (State::False, Reason::TargetForbidden)),
+        (Reason::InvalidClient, true, (State::Unknown, Reason::Suspended)),
+    ];
+    for (reason, is_written, told) in cases {
+        held.failure = Some(a_failure(reason, add(held.now, secs(60))));
+        assert_eq!(plan(&held) == Plan::Store, is_written, "{reason:?}");
+        suspended.failure = Some(a_failure(reason, add(suspended.now, secs(60))));
+        let report = accounted(&suspended);
+        assert_eq!((report.refreshed.state, report.refreshed.reason), told);
+        assert_eq!(report.failure.is_none(), is_written, "{reason:?}: attempts end, but not of the write");
+    }
 }
 
 // ---- Ending, and standing by -----------------------------------------------------------------------------------------
@@ -1208,6 +1298,18 @@ fn a_failure_that_is_told_late_is_told_with_the_credentials_that_it_was_met_with
     };
     let Plan::Rest(report, _) = account(&o) else { panic!("an account is a rest") };
     assert_eq!(report.credentials, Some(version), "or their correction is no news");
+}
+
+#[test]
+fn a_failure_is_over_where_its_time_has_come_and_a_look_shows_nothing_to_try() {
+    for (live, after_secs, stands) in
+        [(true, -1, false), (true, 0, false), (true, 1, true), (false, -1, true), (false, 0, true), (false, 1, true)]
+    {
+        let mut o = scene().observe(live);
+        o.failure = Some(a_failure(Reason::InvalidClient, add(o.now, secs(after_secs))));
+        let Plan::Rest(report, _) = plan(&o) else { panic!("there is something to do") };
+        assert_eq!(report.failure.is_some(), stands, "live: {live}, its time is in {after_secs} s");
+    }
 }
 
 #[test]
