@@ -17,6 +17,7 @@ mod mutants;
 mod release;
 mod signals;
 mod simulate;
+mod survivors;
 mod terminal;
 mod test;
 mod tools;
@@ -61,6 +62,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Put known bugs into a copy of the operator, one at a time, and show what catches each (an hour)
     Mutants(mutants::Options),
+    /// Change the pure modules in every small way, one at a time, and fail where no unit test notices and nobody said why
+    Survivors(survivors::Options),
     /// Write what is generated: the CRD, docs/api.md, docs/chart-tests.md, and the chart's copy, schema and README
     Gen {
         /// Write nothing; fail if a file is stale
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Coverage => coverage::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),
+        Command::Survivors(options) => survivors::run(&options),
         Command::Gen { check: true } => generate::check(checkout()),
         Command::Gen { check: false } => generate::write(checkout()),
         Command::Release => release::run(),
