@@ -387,7 +387,7 @@ mod tests {
         let short = Life::new(asked, Duration::from_secs(12));
         assert_eq!(short.expires_at, at("2026-01-01T00:00:12.987Z"));
         assert_eq!(short.issued_at, at("2026-01-01T00:00:00.987Z"));
-        let minute = Life::new(asked, Duration::from_secs(60));
+        let minute = Life::new(asked, Duration::from_mins(1));
         assert_eq!(minute.expires_at, at("2026-01-01T00:01:00Z"), "whole seconds from a minute on");
     }
 

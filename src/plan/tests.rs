@@ -202,13 +202,16 @@ fn what_calls_for_no_token_gets_none() {
     }
 }
 
+/// What is changed in an observation, and whether something still holds.
+type Case<'a> = (&'a str, bool, &'a dyn Fn(&mut Observed));
+
 #[test]
 fn annotations_are_believed_unread_where_the_status_or_the_spec_says_the_same() {
     let base = scene().observe(false);
     let life = base.target.facts().and_then(|facts| facts.marks.life).unwrap();
     let another = Some(add(life.expires_at, secs(-7)));
     let respec = |o: &mut Observed| o.spec.as_mut().unwrap().renew = Renew::PercentLeft(10);
-    let cases: [(&str, bool, &dyn Fn(&mut Observed)); 7] = [
+    let cases: [Case; 7] = [
         ("as they were", true, &|_| {}),
         ("the spec wants another refresh time, which is not written yet", true, &respec),
         ("the status does not know the refresh time yet", true, &|o| o.status.refresh_at = another),
@@ -479,7 +482,7 @@ fn a_digest_of_credentials_is_made_anew_only_of_those_that_the_token_was_asked_f
         let Target::Read { facts, .. } = &mut o.target else { panic!("it was read") };
         facts.marks.credentials = None;
     };
-    let cases: [(&str, bool, &dyn Fn(&mut Observed)); 7] = [
+    let cases: [Case; 7] = [
         ("as they were", true, &|o| o.credentials = same()),
         ("the target alone knows them", true, &|o| o.status.observed_credentials = None),
         ("the status alone knows them", true, &unmarked),
