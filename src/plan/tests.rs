@@ -291,6 +291,27 @@ fn a_request_that_was_answered_is_answered_whoever_remembers_it() {
     }
 }
 
+#[test]
+fn the_request_that_was_answered_last_is_told_also_once_nothing_is_asked_for() {
+    let cases = [
+        (None, Some("r1"), None, Some("r1")),
+        (None, None, Some("r1"), Some("r1")),
+        (None, Some("r2"), Some("r1"), Some("r2")),
+        (Some("r1"), Some("r2"), Some("r1"), Some("r1")),
+        (Some("r2"), Some("r2"), Some("r1"), Some("r2")),
+        (Some("r3"), Some("r2"), Some("r1"), Some("r2")),
+        (None, None, None, None),
+    ];
+    for (asked, told, marked, expected) in cases {
+        let mut o = scene().observe(true);
+        o.refresh_requested = asked.map(ToOwned::to_owned);
+        o.status.last_handled_refresh = told.map(ToOwned::to_owned);
+        let Target::Read { facts, .. } = &mut o.target else { panic!("it was read") };
+        facts.marks.refresh_handled = marked.map(ToOwned::to_owned);
+        assert_eq!(handled_refresh(&o).as_deref(), expected, "{asked:?} {told:?} {marked:?}");
+    }
+}
+
 #[track_caller]
 fn assert_that_a_crash_before_the_status_costs_nothing(mut world: World) {
     world.advance(2000);
@@ -469,6 +490,16 @@ fn whether_credentials_changed_is_told_by_their_content_and_without_a_digest_by_
         let minted = plan(&o) == Plan::Mint(Cause::CredentialsChanged);
         assert_eq!(minted, mints, "known: {is_known}, {content:?}");
     }
+}
+
+#[test]
+fn without_a_mark_and_a_digest_the_version_that_the_status_remembers_counts() {
+    let mut o = scene().observe(true);
+    let known = o.credentials.version().cloned().unwrap();
+    let Target::Read { facts, .. } = &mut o.target else { panic!("it was read") };
+    facts.marks.credentials = None;
+    assert!(!is_other_client(&o, &known, Ok(Match::Unknown)));
+    assert!(is_other_client(&o, &Version::default(), Ok(Match::Unknown)));
 }
 
 #[test]
@@ -1111,6 +1142,10 @@ fn only_a_write_that_was_refused_holds_back_a_held_token_and_is_told_while_suspe
         let report = accounted(&suspended);
         assert_eq!((report.refreshed.state, report.refreshed.reason), told);
         assert_eq!(report.failure.is_none(), is_written, "{reason:?}: attempts end, but not of the write");
+        let rival = Observed { rival: Some("other".into()), failure: held.failure.clone(), ..scene().observe(true) };
+        let report = accounted(&rival);
+        assert_eq!(report.failure, None, "{reason:?}: nothing is tried with a target that is not ours");
+        assert_eq!((report.expires_at, report.refresh_at), (None, None), "nor is it known what it holds");
     }
 }
 
@@ -1396,6 +1431,7 @@ fn an_outage_is_told_only_where_there_is_no_token() {
     world.outage = true;
     let Plan::Rest(report, _) = account(&world.observe(false)) else { panic!("an account is a rest") };
     assert_eq!(report.ready.reason, Reason::EndpointUnavailable);
+    assert_eq!((report.refreshed.state, report.refreshed.reason), (State::False, Reason::EndpointUnavailable));
     let mut world = scene();
     world.outage = true;
     world.settle();
@@ -1434,6 +1470,13 @@ fn what_a_success_says_of_the_next_refresh() {
     assert!(message(&world).contains("halfway"), "{}", message(&world));
     assert_eq!(world.status.refresh_at, Some(add(world.now, secs(1500))));
     assert_eq!(world.grants, []);
+
+    let mut world = scene();
+    assert_eq!(message(&world), "the last request gave a token");
+    world.spec().renew = Renew::Before(Duration::from_hours(2));
+    let life = Life { repeated: true, ..Life::new(start(), Duration::from_secs(HOUR_SECS)) };
+    let said = succeeded(&world.observe(true), life);
+    assert!(said.contains("halfway"), "what is cut does not matter for it: {said}");
 }
 
 fn an_issue() -> Issue {
