@@ -789,6 +789,16 @@ fn while_suspended_no_token_is_asked_for_and_the_target_is_still_kept_in_shape()
 }
 
 #[test]
+fn a_token_whose_age_nobody_knows_is_not_called_valid() {
+    let mut world = scene();
+    world.respec(|spec| spec.suspend = true);
+    world.settle();
+    world.advance(-600 - 361);
+    world.settle();
+    world.assert_conditions(("Unknown", "Pending"), ("Unknown", "Suspended"), "False");
+}
+
+#[test]
 fn a_new_object_that_is_suspended_waits_without_a_token() {
     let mut world = World::new();
     world.respec(|spec| spec.suspend = true);
