@@ -1278,6 +1278,7 @@ fn a_failure_is_over_once_a_token_is_there_that_the_status_does_not_know_of() {
     world.restart();
     world.status = failing;
     world.forget_the_past();
+    assert_eq!(world.observe(false).failure, None, "whatever its time");
     world.settle();
     assert_eq!(world.grants, []);
     world.assert_well();
