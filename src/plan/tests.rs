@@ -503,6 +503,16 @@ fn without_a_mark_and_a_digest_the_version_that_the_status_remembers_counts() {
 }
 
 #[test]
+fn credentials_that_were_only_seen_are_not_remembered_in_place_of_those_that_were_looked_at() {
+    let mut o = scene().observe(false);
+    let known = o.credentials.version().cloned();
+    o.credentials = Credentials::Seen(Version::default());
+    assert_eq!(examined(&o, None), known);
+    o.status.failed_attempts = Some(1);
+    assert_eq!(examined(&o, None), None, "nor those with which an attempt failed that is over");
+}
+
+#[test]
 fn a_digest_of_credentials_is_made_anew_only_of_those_that_the_token_was_asked_for_with() {
     let base = scene().observe(true);
     let version = base.credentials.version().cloned().unwrap();
