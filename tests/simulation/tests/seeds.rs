@@ -12,7 +12,7 @@ const TIES: [u64; 2] = [80, 185];
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     let clients = token_clients().unwrap();
-    for seed in (1..=60).chain(TIES) {
+    for seed in (1..=20).chain(TIES) {
         let [first, second] = [(); 2].map(|()| run_seed(&clients, seed, None, true).unwrap());
         let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
         assert_eq!(differs, None, "seed {seed}: {:?}", differs.map(|at| (&first.trace[at], &second.trace[at])));
@@ -21,8 +21,8 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 #[test]
-fn every_promise_is_kept_in_a_hundred_worlds() {
-    let sum = run_seeds(1, 100, 2, 1).unwrap();
+fn every_promise_is_kept_in_some_worlds() {
+    let sum = run_seeds(1, 40, 2, 1).unwrap();
     assert!(sum.failed.is_empty(), "cargo xtask simulate --seed …: {:?}", sum.failed);
     assert!(sum.counts.crashes > 0 && sum.counts.grants > 0);
 }
