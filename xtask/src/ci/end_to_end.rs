@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, ensure};
 
 use super::{Outcome, succeed};
-use crate::{checkout, terminal};
+use crate::{checkout, terminal, tools};
 
 /// Names the folder of the cluster's scripts: `build`, `up`, `down` and `apiserver`.
 const FOLDER_VARIABLE: &str = "MONEYGO_E2E_CLUSTER";
@@ -38,6 +38,11 @@ pub fn run() -> anyhow::Result<Outcome> {
     );
     let scripts = Scripts::of(folder)?;
     succeed(&mut scripts.command("build"))?;
+    // The image's binary is built from inside of the network namespace, where nothing can be fetched.
+    for tool in [tools::CARGO_AUDITABLE, tools::CARGO_CYCLONEDX] {
+        tool.executable()?;
+    }
+    succeed(terminal::cargo(checkout()).args(["fetch", "--locked"]))?;
     let _down = Down::at_the_end(&scripts)?;
     succeed(&mut scripts.command("up"))?;
     succeed(&mut scripts.test()?)
