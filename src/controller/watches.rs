@@ -297,6 +297,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn a_clock_that_went_by_another_length_than_the_timers_jumped() {
+        let (wall, before) =
+            (Timestamp::UNIX_EPOCH, Moment { monotonic: Instant::now(), boot: Duration::from_secs(9) });
+        let jumps = |wall_millis, boot_millis| {
+            let wall_after = wall + SignedDuration::from_millis(wall_millis);
+            let monotonic = before.monotonic + Duration::from_secs(10);
+            let after = Moment { monotonic, boot: before.boot + Duration::from_millis(boot_millis) };
+            is_jump((wall, before), (wall_after, after))
+        };
+        assert!(!jumps(10_000, 10_000));
+        assert!(!jumps(11_900, 10_000), "slewed by less than two seconds");
+        assert!(jumps(12_100, 10_000) && jumps(7_900, 10_000), "the wall clock was set");
+        assert!(jumps(10_000, 70_000), "the machine was suspended for a minute, and its wall clock not set yet");
+        assert!(jumps(-31_536_000_000, 10_000), "back by a year");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_watch_is_tried_again_within_five_seconds() {
         let mut backoff = backoff();
         let millis = |wait: Option<Duration>| wait.map_or(0, |wait| wait.as_millis());
