@@ -63,11 +63,18 @@ pub fn outages(clients: &[TokenClient], mut each: impl FnMut(String, Outcome)) -
 /// As [`outages`].
 pub fn refused_client(clients: &[TokenClient], mut each: impl FnMut(String, Outcome)) -> anyhow::Result<()> {
     for lifetime in [MINUTE, HOUR, DAY, 12 * DAY, 30 * DAY] {
-        let wrong = Disturbance { at: 10 * SECOND + lifetime / 2, lasts: 10 * DAY, what: What::CredentialsWrong(0) };
-        let outcome = run(clients, calm(1, lifetime), vec![wrong], false)?;
-        each(format!("a refused client, tokens of {}", Time(lifetime)), outcome);
+        each(format!("a refused client, tokens of {}", Time(lifetime)), refused(clients, lifetime)?);
     }
     Ok(())
+}
+
+/// As [`refused_client`], with tokens of one lifetime.
+///
+/// # Errors
+/// As [`outages`].
+pub fn refused(clients: &[TokenClient], lifetime: Millis) -> anyhow::Result<Outcome> {
+    let wrong = Disturbance { at: 10 * SECOND + lifetime / 2, lasts: 10 * DAY, what: What::CredentialsWrong(0) };
+    run(clients, calm(1, lifetime), vec![wrong], false)
 }
 
 /// What became of a crowd.
