@@ -47,7 +47,7 @@ struct Scenario {
 const FAULTS: &[&str] = &["build", "--quiet", "--package", "moneygo-faults"];
 
 /// In the order in which they are tried: the first to fail has caught the bug.
-const SCENARIOS: [Scenario; 5] = [
+const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "simulation",
         build: &["build", "--quiet", "--profile", "simulation", "--package", "moneygo-simulation"],
@@ -66,6 +66,7 @@ const SCENARIOS: [Scenario; 5] = [
         ],
     },
     Scenario { name: "matrix", build: FAULTS, arguments: &["run", "--package", "moneygo-faults", "--", "matrix"] },
+    Scenario { name: "events", build: FAULTS, arguments: &["run", "--package", "moneygo-faults", "--", "events"] },
     Scenario {
         name: "failovers",
         build: FAULTS,
@@ -75,6 +76,11 @@ const SCENARIOS: [Scenario; 5] = [
         name: "unit tests",
         build: &["test", "--quiet", "--package", "moneygo-operator", "--lib", "--no-run"],
         arguments: &["test", "--package", "moneygo-operator", "--lib"],
+    },
+    Scenario {
+        name: "written worlds",
+        build: &["test", "--quiet", "--package", "moneygo-simulation", "--no-run"],
+        arguments: &["test", "--package", "moneygo-simulation"],
     },
     Scenario {
         name: "integration tests",
