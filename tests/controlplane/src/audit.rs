@@ -65,13 +65,22 @@ impl ControlPlane {
     ///
     /// # Errors
     /// If the log cannot be read or understood.
-    pub fn audit_events(&self, since: AuditMark, user: Option<&str>) -> Result<Vec<AuditEvent>> {
+    pub fn audit_events(&self, mut since: AuditMark, user: Option<&str>) -> Result<Vec<AuditEvent>> {
+        self.next_audit_events(&mut since, user)
+    }
+
+    /// The same, and moves the mark behind what was returned: for who follows the log.
+    ///
+    /// # Errors
+    /// If the log cannot be read or understood.
+    pub fn next_audit_events(&self, since: &mut AuditMark, user: Option<&str>) -> Result<Vec<AuditEvent>> {
         let mut log = self.audit_log()?;
         log.seek(SeekFrom::Start(since.0))?;
         let mut bytes = Vec::new();
         log.read_to_end(&mut bytes)?;
         // What follows the last end of line is still being written.
-        let end = bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+        let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        since.0 += end as u64;
         let complete = str::from_utf8(&bytes[..end]).context("the audit log is not UTF-8")?;
         let events = complete.lines().map(parse).filter(|event| {
             let wanted = |event: &AuditEvent| user.is_none_or(|user| user == event.user);

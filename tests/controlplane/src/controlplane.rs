@@ -56,6 +56,15 @@ pub struct ControlPlane {
     leash: Leash,
 }
 
+/// Ids of processes.
+#[derive(Clone, Copy, Debug)]
+pub struct Processes {
+    /// The API server's.
+    pub apiserver: u32,
+    /// Its store's.
+    pub etcd: u32,
+}
+
 struct Servers {
     etcd: Server,
     apiserver: Option<Server>,
@@ -205,6 +214,16 @@ impl ControlPlane {
     pub async fn metrics(&self) -> Result<String> {
         let request = http::Request::get("/metrics").body(Vec::new())?;
         Ok(self.admin().await?.request_text(request).await?)
+    }
+
+    /// The processes of the API server and of etcd, to look at what they use. The API server's is another after an outage.
+    ///
+    /// # Errors
+    /// If the API server does not run.
+    pub fn processes(&self) -> Result<Processes> {
+        let servers = self.servers();
+        let apiserver = servers.apiserver.as_ref().context("the API server does not run")?;
+        Ok(Processes { apiserver: apiserver.process.id(), etcd: servers.etcd.process.id() })
     }
 
     /// Begins an outage: the API server is killed, and connections to it are refused. What was stored stays stored.

@@ -26,7 +26,7 @@ mod progress;
 pub use access::{Access, User, rule};
 pub use audit::{AuditEvent, AuditMark};
 pub use binaries::{Binaries, RELEASE_VARIABLE, RELEASES, Release, cache, helm};
-pub use controlplane::ControlPlane;
+pub use controlplane::{ControlPlane, Processes};
 pub use halt::halt;
 pub use leash::Leash;
 pub use progress::Progress;
