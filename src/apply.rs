@@ -6,9 +6,10 @@ use std::future::Future;
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
-use kube::core::DynamicObject;
+use kube::core::{DynamicObject, Request};
 use kube::{Client, Resource as _};
 use ring::rand::SecureRandom as _;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::crd::MoneyGoCredential;
@@ -41,19 +42,24 @@ pub async fn read_secret(client: &Client, namespace: &str, name: &str) -> Result
     call("read a Secret", api.get_opt(name)).await
 }
 
-/// Writes a Secret: creates it where it carries no resource version, and else replaces exactly that version.
+/// Writes a Secret: creates it where it carries no resource version, and else replaces exactly that version. Returns its
+/// metadata as they are now.
 ///
 /// # Errors
 /// [`Error::is_conflict`] where it is there already or is another version, [`Error::is_not_found`] where it is gone.
-pub async fn write_secret(client: &Client, secret: &Secret) -> Result<Secret, Error> {
+pub async fn write_secret(client: &Client, secret: &Secret) -> Result<ObjectMeta, Error> {
     let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
     let name = secret.metadata.name.as_deref().unwrap_or_default();
-    let api = Api::<Secret>::namespaced(client.clone(), namespace);
-    if secret.metadata.resource_version.is_some() {
-        call("replace a Secret", api.replace(name, &post_params(), secret)).await
-    } else {
-        call("create a Secret", api.create(&post_params(), secret)).await
-    }
+    let request = Request::new(Secret::url_path(&(), Some(namespace)));
+    let replaces = secret.metadata.resource_version.is_some();
+    let doing = if replaces { "replace a Secret" } else { "create a Secret" };
+    let json = serde_json::to_vec(secret).map_err(|error| Error::of(doing, &kube::Error::SerdeError(error)))?;
+    let params = post_params();
+    let request = if replaces { request.replace(name, &params, json) } else { request.create(&params, json) };
+    let request = request.map_err(|error| Error::of(doing, &kube::Error::BuildRequest(error)))?;
+    // The data comes back, too, and is left where it is.
+    let written: PartialObjectMeta<Secret> = call(doing, client.request(request)).await?;
+    Ok(written.metadata)
 }
 
 /// Patches the status of a `MoneyGoCredential`; the patch names the uid and resource version that it is for. Returns the
@@ -62,11 +68,19 @@ pub async fn write_secret(client: &Client, secret: &Secret) -> Result<Secret, Er
 /// # Errors
 /// As [`write_secret`].
 pub async fn patch_status(client: &Client, namespace: &str, name: &str, patch: &Value) -> Result<Version, Error> {
-    let resource = kube::api::ApiResource::erase::<MoneyGoCredential>(&());
-    let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource);
+    let doing = "write a status";
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let patched = call("write a status", api.patch_status(name, &params, &Patch::Merge(patch))).await?;
-    Ok(Version::of(patched.meta()))
+    let request = Request::new(MoneyGoCredential::url_path(&(), Some(namespace)));
+    let request = request.patch_subresource("status", name, &params, &Patch::Merge(patch));
+    let request = request.map_err(|error| Error::of(doing, &kube::Error::BuildRequest(error)))?;
+    let patched: Versioned = call(doing, client.request(request)).await?;
+    Ok(patched.metadata)
+}
+
+/// As much of an answer as is read of it.
+#[derive(Deserialize)]
+struct Versioned {
+    metadata: Version,
 }
 
 /// Reads a `MoneyGoCredential` in whatever shape it is.
@@ -105,7 +119,7 @@ pub async fn digest_key(client: &Client, namespace: &str) -> Result<Option<Diges
     }
     let Some(fresh) = fresh_key(namespace) else { return Ok(None) };
     match write_secret(client, &fresh).await {
-        Ok(created) => Ok(key_in(&created)),
+        Ok(_) => Ok(key_in(&fresh)),
         // Another replica was faster.
         Err(error) if error.is_conflict() => {
             Ok(read_secret(client, namespace, DIGEST_KEY_SECRET).await?.as_ref().and_then(key_in))

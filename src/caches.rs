@@ -6,16 +6,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::ResourceExt as _;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
 
-use crate::crd::MoneyGoCredential;
-use crate::secret::{Contender, Facts, Owner, Version};
+mod guarded;
+mod packed;
 
-/// An object of ours, or what is left of one that cannot be read.
-pub type Guarded = DeserializeGuard<MoneyGoCredential>;
+pub use guarded::Guarded;
+
+use packed::Packed;
+
+use crate::secret::{Contender, Facts, Owner, Version};
 
 /// Names a namespaced object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,37 +56,51 @@ impl ObjectKey {
 /// What an object names, for finding it when one of those Secrets changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Names {
-    version: Version,
-    credentials: Option<String>,
-    target: Option<String>,
+    uid: Box<str>,
+    credentials: Option<Box<str>>,
+    target: Option<Box<str>>,
 }
 
 impl Names {
     fn of(object: &Guarded) -> Self {
-        let version = Version::of(kube::Resource::meta(object));
-        let Ok(credential) = &object.0 else { return Self { version, credentials: None, target: None } };
-        Self {
-            version,
-            credentials: Some(credential.spec.credentials_ref.name.clone()),
-            target: Some(credential.target_name().to_owned()),
-        }
+        let uid = kube::Resource::meta(object).uid.clone().unwrap_or_default().into();
+        let Some(credential) = object.credential() else { return Self { uid, credentials: None, target: None } };
+        let target = credential.target_name().into();
+        Self { uid, credentials: Some(credential.spec.credentials_ref.name.into()), target: Some(target) }
     }
 
-    fn secrets(&self) -> impl Iterator<Item = &String> {
-        self.credentials.iter().chain(self.target.iter())
+    fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.credentials.iter().chain(self.target.iter()).map(AsRef::as_ref)
     }
 }
 
 #[derive(Default)]
 struct Index {
     objects: BTreeMap<ObjectKey, Names>,
-    by_secret: HashMap<ObjectKey, BTreeSet<String>>,
+    /// The names of the objects that name a Secret, in order. Most Secrets are named by one.
+    by_secret: HashMap<ObjectKey, Vec<Box<str>>>,
     listing: Option<BTreeSet<ObjectKey>>,
+}
+
+/// What this process knows of a Secret's data, beside what the metadata tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Nobody looked since the start.
+    Never,
+    /// This version was looked at, or written: the token that we wrote is in it.
+    Sound,
+    /// It is not; or the Secret changed since.
+    Unsound,
+}
+
+struct Known {
+    facts: Packed,
+    look: Look,
 }
 
 #[derive(Default)]
 struct Secrets {
-    facts: HashMap<ObjectKey, Arc<Facts>>,
+    known: HashMap<ObjectKey, Known>,
     listing: Option<HashSet<ObjectKey>>,
     /// The newest version that the watch has shown, of whichever Secret.
     shown: Version,
@@ -129,14 +146,30 @@ impl Caches {
 
     /// What is known of a Secret's metadata.
     #[must_use]
-    pub fn secret(&self, key: &ObjectKey) -> Option<Arc<Facts>> {
-        lock(&self.secrets).facts.get(key).cloned()
+    pub fn secret(&self, key: &ObjectKey) -> Option<Facts> {
+        lock(&self.secrets).get(key)
+    }
+
+    /// The same, and what is known of its data.
+    #[must_use]
+    pub fn target(&self, key: &ObjectKey) -> Option<(Facts, Look)> {
+        let secrets = lock(&self.secrets);
+        Some((secrets.get(key)?, secrets.known.get(key)?.look))
+    }
+
+    /// Takes note of whether the token that we wrote is in that version of a Secret.
+    pub fn note_look(&self, key: &ObjectKey, version: &Version, is_sound: bool) {
+        let mut secrets = lock(&self.secrets);
+        let is_that = secrets.get(key).is_some_and(|facts| facts.version == *version);
+        if let Some(known) = secrets.known.get_mut(key) {
+            known.look = if is_sound && is_that { Look::Sound } else { Look::Unsound };
+        }
     }
 
     /// Takes note of a Secret that was read or written, for the object `by`, before its watch shows it. What the watch has
     /// shown to be deleted meanwhile stays so. Returns which other objects to look at.
     #[must_use]
-    pub fn note_secret(&self, by: &ObjectKey, name: &str, facts: Facts) -> Vec<ObjectKey> {
+    pub fn note_secret(&self, by: &ObjectKey, name: &str, facts: &Facts) -> Vec<ObjectKey> {
         let secret = by.beside(name);
         if !lock(&self.secrets).note(&secret, facts) {
             return Vec::new();
@@ -155,24 +188,22 @@ impl Caches {
     /// Whether a `MoneyGoCredential` of that name and uid is there.
     #[must_use]
     pub fn is_live(&self, namespace: &str, name: &str, uid: &str) -> bool {
-        lock(&self.index).objects.get(&ObjectKey::new(namespace, name)).is_some_and(|names| names.version.uid == uid)
+        lock(&self.index).objects.get(&ObjectKey::new(namespace, name)).is_some_and(|names| *names.uid == *uid)
     }
 
     /// All objects whose target is that Secret, the asking one among them.
     #[must_use]
     pub fn contenders(&self, owner: &Owner, target: &str) -> Vec<Contender> {
         let secret = ObjectKey::new(&owner.namespace, target);
-        let names: Vec<String> = {
+        let names: Vec<Box<str>> = {
             let index = lock(&self.index);
-            let found = index.by_secret.get(&secret).filter(|names| names.len() > 1);
-            found.into_iter().flatten().cloned().collect()
+            index.by_secret.get(&secret).filter(|names| names.len() > 1).cloned().unwrap_or_default()
         };
         names.iter().filter_map(|name| self.contender(&secret.beside(name), target)).collect()
     }
 
     fn contender(&self, key: &ObjectKey, target: &str) -> Option<Contender> {
-        let object = self.credential(key)?;
-        let credential = object.0.as_ref().ok().filter(|credential| credential.target_name() == target)?;
+        let credential = self.credential(key)?.credential().filter(|credential| credential.target_name() == target)?;
         let bound = credential.status.as_ref().and_then(|status| status.target_name.as_deref());
         Some(Contender {
             name: key.name.clone(),
@@ -187,14 +218,14 @@ impl Caches {
     pub fn sharing_credentials(&self, key: &ObjectKey, credentials: &str) -> Option<String> {
         let index = lock(&self.index);
         let names = index.by_secret.get(&key.beside(credentials));
-        let shares = |name: &&String| {
+        let shares = |name: &&str| {
             **name != key.name
                 && index
                     .objects
                     .get(&key.beside(name))
                     .is_some_and(|names| names.credentials.as_deref() == Some(credentials))
         };
-        names.into_iter().flatten().find(shares).cloned()
+        names.into_iter().flatten().map(AsRef::as_ref).find(shares).map(ToOwned::to_owned)
     }
 
     /// Folds an event of the objects' watch. Returns whom to look at, and which objects are gone.
@@ -276,14 +307,18 @@ impl Index {
         let before = self.objects.get(key).cloned();
         let mut touched = vec![key.clone()];
         let renamed = before.as_ref().is_none_or(|old| {
-            old.target != names.target || old.credentials != names.credentials || old.version.uid != names.version.uid
+            old.target != names.target || old.credentials != names.credentials || old.uid != names.uid
         });
         if renamed {
             if let Some(old) = &before {
                 touched.extend(self.unlink(key, old));
             }
             for secret in names.secrets() {
-                self.by_secret.entry(key.beside(secret)).or_default().insert(key.name.clone());
+                let naming = self.by_secret.entry(key.beside(secret)).or_default();
+                if let Err(place) = naming.binary_search_by(|name| (**name).cmp(&key.name)) {
+                    naming.reserve_exact(1);
+                    naming.insert(place, key.name.as_str().into());
+                }
             }
             touched.extend(names.target.iter().flat_map(|target| self.naming(&key.beside(target))));
             touched.extend(names.credentials.iter().flat_map(|name| self.newly_shared(&key.beside(name))));
@@ -305,7 +340,7 @@ impl Index {
         for secret in names.secrets() {
             let secret = key.beside(secret);
             if let Some(naming) = self.by_secret.get_mut(&secret) {
-                naming.remove(&key.name);
+                naming.retain(|name| **name != *key.name);
                 if naming.is_empty() {
                     self.by_secret.remove(&secret);
                 }
@@ -337,6 +372,10 @@ impl Index {
 }
 
 impl Secrets {
+    fn get(&self, key: &ObjectKey) -> Option<Facts> {
+        self.known.get(key)?.facts.value()
+    }
+
     /// Returns the Secrets that changed by it.
     fn fold(&mut self, event: Event<PartialObjectMeta<Secret>>) -> Vec<ObjectKey> {
         match event {
@@ -351,14 +390,14 @@ impl Secrets {
                 }
                 let facts = Facts::of(&secret.metadata);
                 self.show(&facts.version);
-                self.put(&key, facts).then_some(key).into_iter().collect()
+                self.put(&key, &facts).then_some(key).into_iter().collect()
             }
             Event::InitDone => self.end_of_list(),
             Event::Apply(secret) => {
                 let key = ObjectKey::of(&secret);
                 let facts = Facts::of(&secret.metadata);
                 self.show(&facts.version);
-                self.put(&key, facts).then_some(key).into_iter().collect()
+                self.put(&key, &facts).then_some(key).into_iter().collect()
             }
             Event::Delete(secret) => {
                 let key = ObjectKey::of(&secret);
@@ -366,10 +405,9 @@ impl Secrets {
                 self.show(&deleted);
                 // A Secret made anew may have been noted before the deletion of the old one is shown.
                 let is_another = self
-                    .facts
                     .get(&key)
                     .is_some_and(|known| known.version.uid != deleted.uid && known.version.is_newer_than(&deleted));
-                (!is_another && self.facts.remove(&key).is_some()).then_some(key).into_iter().collect()
+                (!is_another && self.known.remove(&key).is_some()).then_some(key).into_iter().collect()
             }
         }
     }
@@ -382,14 +420,14 @@ impl Secrets {
 
     /// Whether it is news. An answer may be overtaken by the watch: a Secret that it does not know, though it is past that
     /// version, is gone.
-    fn note(&mut self, key: &ObjectKey, facts: Facts) -> bool {
-        let is_gone = !self.facts.contains_key(key) && self.shown.is_newer_than(&facts.version);
+    fn note(&mut self, key: &ObjectKey, facts: &Facts) -> bool {
+        let is_gone = !self.known.contains_key(key) && self.shown.is_newer_than(&facts.version);
         !is_gone && self.put(key, facts)
     }
 
     /// Whether it is news. What is older than what is known is not.
-    fn put(&mut self, key: &ObjectKey, facts: Facts) -> bool {
-        if let Some(known) = self.facts.get(key)
+    fn put(&mut self, key: &ObjectKey, facts: &Facts) -> bool {
+        if let Some(known) = self.get(key)
             && (known.version == facts.version || known.version.is_newer_than(&facts.version))
         {
             return false;
@@ -398,15 +436,18 @@ impl Secrets {
         if let Some(listing) = &mut self.listing {
             listing.insert(key.clone());
         }
-        self.facts.insert(key.clone(), Arc::new(facts));
+        let Some(facts) = Packed::new(facts) else { return false };
+        let looked_at = self.known.get(key).is_some_and(|known| known.look != Look::Never);
+        let look = if looked_at { Look::Unsound } else { Look::Never };
+        self.known.insert(key.clone(), Known { facts, look });
         true
     }
 
     fn end_of_list(&mut self) -> Vec<ObjectKey> {
         let listed = self.listing.take().unwrap_or_default();
-        let gone: Vec<_> = self.facts.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        let gone: Vec<_> = self.known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         for key in &gone {
-            self.facts.remove(key);
+            self.known.remove(key);
         }
         gone
     }

@@ -21,10 +21,10 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::reflector;
 use kube::runtime::watcher;
-use kube::{Client, ResourceExt as _};
+use kube::{Client, Resource as _, ResourceExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::caches::{Caches, Guarded, ObjectKey};
 use crate::clock::{Clock, Moment};
@@ -36,7 +36,7 @@ use crate::grants::{Grants, Permit};
 use crate::lease::Leadership;
 use crate::memory::{Memories, Memory};
 use crate::plan::{self, Observed, Plan};
-use crate::secret::{self, Owner};
+use crate::secret::{self, Owner, Version};
 use crate::telemetry::{Metrics, Probes};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
@@ -257,7 +257,7 @@ async fn reconcile_all(context: Arc<Context>, called: mpsc::UnboundedReceiver<Ob
         .with_config(ControllerConfig::default().concurrency(concurrency))
         .reconcile_on(calls.map(|key: ObjectKey| key.reference()))
         .graceful_shutdown_on(shutdown.cancelled_owned())
-        .run(reconcile, error_policy, Arc::clone(&context))
+        .run(reconcile_apart, error_policy, Arc::clone(&context))
         .for_each(|_| std::future::ready(()))
         .await;
 }
@@ -276,15 +276,30 @@ impl Sight {
     }
 }
 
+/// Each pass is a task of its own: kube's runner polls everything that it runs whenever one of them moves.
+async fn reconcile_apart(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+    match AbortOnDropHandle::new(tokio::spawn(reconcile(object, context))).await {
+        Ok(result) => result,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
     let started = std::time::Instant::now();
-    let result = match &object.0 {
-        Ok(credential) => {
-            let result = Box::pin(context.pass(credential)).await;
-            Box::pin(context.end_pass(credential)).await;
-            result
+    let result = match object.credential() {
+        Some(credential) => {
+            let result = Box::pin(context.pass(&credential)).await;
+            let was_called = Box::pin(context.end_pass(&credential)).await;
+            match (result, was_called) {
+                (Ok(action), true) => Ok(context.answer_call(&key_of(&owner_of(&credential))).unwrap_or(action)),
+                (result, _) => result,
+            }
         }
-        Err(invalid) => context.report_broken(invalid).await,
+        None => context.report_broken(object.meta()).await,
     };
     let outcome = result.as_ref().err().map_or("Ok", Error::reason);
     context.shared.settings.metrics.reconcile(outcome, started.elapsed().as_secs_f64());
@@ -334,13 +349,19 @@ impl Context {
         Ok(action)
     }
 
-    /// Nobody calls an object that is gone: what is left of it is settled as its last pass ends.
-    async fn end_pass(&self, credential: &MoneyGoCredential) {
+    /// Nobody calls an object that is gone: what is left of it is settled as its last pass ends. Returns whether the object was
+    /// called meanwhile.
+    async fn end_pass(&self, credential: &MoneyGoCredential) -> bool {
         let owner = owner_of(credential);
-        let holds =
-            self.remember(&owner, |memory| std::mem::replace(&mut memory.passing, false) && memory.held.is_some());
+        let (holds, was_called) = self.remember(&owner, |memory| {
+            let was_passing = std::mem::replace(&mut memory.passing, false);
+            (was_passing && memory.held.is_some(), std::mem::replace(&mut memory.called, false))
+        });
         if self.caches.is_live(&owner.namespace, &owner.name, &owner.uid) {
-            return;
+            if let Some(object) = self.caches.credential(&key_of(&owner)) {
+                self.shared.memories.shown(&key_of(&owner), &Version::of(object.meta()));
+            }
+            return was_called;
         }
         if holds {
             let mut o = self.observe(credential);
@@ -348,6 +369,31 @@ impl Context {
             let _ = self.deliver_to_what_remains(&mut o, sight).await;
         }
         self.forget(&key_of(&owner));
+        was_called
+    }
+
+    /// Answers a call that came during a pass, now that the pass has ended: mostly it was for the pass's own writes, there is
+    /// nothing more to do and to say, and another pass would only find that. Else the object is called again.
+    fn answer_call(&self, key: &ObjectKey) -> Option<Action> {
+        let settled = self.caches.credential(key).and_then(|object| object.credential()).and_then(|credential| {
+            let o = self.observe(&credential);
+            let action = self.as_it_rests(&o, &credential);
+            self.shared.memories.shown(key, &Version::of(&credential.metadata));
+            action
+        });
+        if settled.is_none() {
+            self.call(key.clone());
+        }
+        settled
+    }
+
+    fn as_it_rests(&self, o: &Observed, credential: &MoneyGoCredential) -> Option<Action> {
+        let Plan::Rest(report, again_at) = plan::plan(o) else { return None };
+        let told = observe::newest_status(credential, &self.shared.memories.of(&key_of(&o.owner), &o.owner.uid));
+        (report.status(&told, o.now) == told).then(|| {
+            self.warn_of_sharing(o);
+            self.requeue_at(o, again_at)
+        })
     }
 
     /// Forgets an object that is gone, and a token that is held for it; but not in the middle of its pass.

@@ -1,6 +1,7 @@
 //! What a person is told through Kubernetes events. Best effort: an event that cannot be written holds up nothing and
 //! hides no error.
 
+use futures::StreamExt as _;
 use kube::Client;
 use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -12,6 +13,8 @@ use crate::secret::{FIELD_MANAGER, Owner};
 
 /// Events that wait to be written. What comes on top of a full queue is dropped.
 const QUEUE: usize = 1024;
+/// Events that are being written.
+const AT_ONCE: usize = 32;
 
 /// What happened to an object, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,14 +51,26 @@ impl Notices {
 
 /// Writes notices as events until every [`Notices`] is gone.
 pub async fn publish(client: Client, mut notices: mpsc::Receiver<Notice>) {
-    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
-    let recorder = Recorder::new(client, reporter);
-    while let Some(notice) = notices.recv().await {
-        let (event, regarding) = (event(&notice), regarding(&notice.owner));
-        let published = tokio::time::timeout(CALL_TIMEOUT, recorder.publish(&event, &regarding)).await;
-        if !matches!(published, Ok(Ok(()))) {
-            tracing::debug!(namespace = %notice.owner.namespace, name = %notice.owner.name, reason = notice.reason, "an event could not be written");
-        }
+    let aggregating = recorder(&client);
+    let notices = futures::stream::poll_fn(move |cx| notices.poll_recv(cx));
+    notices
+        .for_each_concurrent(AT_ONCE, async |notice| {
+            // A token is issued once. A recorder that has known nothing before has no memory to search and to keep.
+            let recorder = if notice.is_warning { aggregating.clone() } else { recorder(&client) };
+            write(&recorder, &notice).await;
+        })
+        .await;
+}
+
+fn recorder(client: &Client) -> Recorder {
+    Recorder::new(client.clone(), Reporter { controller: FIELD_MANAGER.to_owned(), instance: None })
+}
+
+async fn write(recorder: &Recorder, notice: &Notice) {
+    let (event, regarding) = (event(notice), regarding(&notice.owner));
+    let published = tokio::time::timeout(CALL_TIMEOUT, recorder.publish(&event, &regarding)).await;
+    if !matches!(published, Ok(Ok(()))) {
+        tracing::debug!(namespace = %notice.owner.namespace, name = %notice.owner.name, reason = notice.reason, "an event could not be written");
     }
 }
 

@@ -1,10 +1,11 @@
 //! The queue of grants ordered by expiry, the limiter they share, and the endpoint's health.
 //!
 //! An object that needs a token asks for leave ([`Grants::admit`]). It gets a [`Permit`] at once, or waits here without
-//! holding a reconcile slot and is called when its turn comes: the token that ends first goes first. While the endpoint
+//! holding a reconcile slot and is called when its turn comes: the token that ends first goes first. New objects and those
+//! whose token has ended are before all others; of them, who came first and who came last take turns. While the endpoint
 //! itself is down, one permit at a time is given out as a probe.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,10 @@ const PROBE_SHORTEST: Duration = Duration::from_secs(1);
 const CLIENTS_OF_AN_OUTAGE: usize = 2;
 /// A permit that its object has not collected by then goes to the next: the object may be gone.
 const COLLECT_WITHIN: Duration = Duration::from_secs(10);
+/// What the limiter lets through in this time is a short queue, in which nobody says that it waits.
+const SHORT_QUEUE: Duration = Duration::from_secs(5);
+/// Who has waited for so long, in whatever queue, says so.
+pub const LONG_WAIT: Duration = Duration::from_mins(2);
 
 /// How much is asked of the endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -57,9 +62,21 @@ pub struct Grants<K> {
     changed: Notify,
 }
 
+/// A place in the queue: when the token ends, and who came later.
+type Place = (Timestamp, u64);
+
+struct Waiting {
+    place: Place,
+    since: Instant,
+}
+
 struct State<K> {
-    queue: BTreeSet<(Timestamp, K)>,
-    urgency: HashMap<K, Timestamp>,
+    queue: BTreeMap<Place, K>,
+    waiting: HashMap<K, Waiting>,
+    /// How many have come.
+    came: u64,
+    /// Whose turn it is among those that have no living token.
+    last_first: bool,
     /// Permits for objects that were called and have not come yet.
     called: HashMap<K, Instant>,
     in_use: u32,
@@ -116,8 +133,10 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     pub fn new(client: TokenClient, limits: Limits, clock: Clock) -> Arc<Self> {
         let health = Health { failing: HashMap::new(), last_answer: None, outage: None, recovered_at: None };
         let state = State {
-            queue: BTreeSet::new(),
-            urgency: HashMap::new(),
+            queue: BTreeMap::new(),
+            waiting: HashMap::new(),
+            came: 0,
+            last_first: false,
             called: HashMap::new(),
             in_use: 0,
             next_start: Instant::now(),
@@ -146,6 +165,40 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         state.enqueue(key, urgency);
         self.changed.notify_one();
         None
+    }
+
+    /// Queues an object of which it is known already that it needs a token: it is called when its turn comes. Returns whether it waits
+    /// now. It does not where that may take long, so that it can say so; nor where it has been called already.
+    pub fn enqueue(&self, key: &K, urgency: Timestamp) -> bool {
+        let mut state = self.state();
+        if state.closed
+            || state.health.outage.is_some()
+            || state.called.contains_key(key)
+            || !state.is_short(self.limits)
+        {
+            return false;
+        }
+        state.enqueue(key, urgency);
+        self.changed.notify_one();
+        true
+    }
+
+    /// Whether an object should say that it waits: the queue is longer than the limiter takes soon, or it has waited long already.
+    #[must_use]
+    pub fn is_long_wait(&self, key: &K) -> bool {
+        let state = self.state();
+        let waited = |waiting: &Waiting| waiting.since.elapsed();
+        state.health.outage.is_some()
+            || !state.is_short(self.limits)
+            || state.waiting.get(key).map(waited).is_some_and(|waited| waited >= LONG_WAIT)
+    }
+
+    /// Whoever has waited so long that it should say so.
+    #[must_use]
+    pub fn waiting_long(&self) -> Vec<K> {
+        let state = self.state();
+        let long = state.waiting.iter().filter(|(_, waiting)| waiting.since.elapsed() >= LONG_WAIT);
+        long.map(|(key, _)| key.clone()).collect()
     }
 
     /// Takes an object out of the queue: it needs no token any more.
@@ -181,7 +234,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         let mut state = self.state();
         state.closed = true;
         state.queue.clear();
-        state.urgency.clear();
+        state.waiting.clear();
         self.changed.notify_one();
     }
 
@@ -193,7 +246,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
                 if state.closed {
                     return;
                 }
-                (state.next_turns(self.limits), state.wake_at())
+                (state.next_turns(self.limits, self.clock.now()), state.wake_at())
             };
             turns.iter().for_each(&call);
             let timer = async {
@@ -230,7 +283,7 @@ impl<K: Clone + Ord + Hash> State<K> {
 
     fn next_probe(&self) -> Option<Instant> {
         let outage = self.health.outage?;
-        let ends_next = self.queue.iter().map(|(urgency, _)| *urgency).find(|urgency| *urgency > outage.failed_at_wall);
+        let ends_next = self.queue.keys().map(|(urgency, _)| *urgency).find(|urgency| *urgency > outage.failed_at_wall);
         Some(outage.next_probe(ends_next))
     }
 
@@ -244,20 +297,32 @@ impl<K: Clone + Ord + Hash> State<K> {
         starts
     }
 
+    /// Whether the limiter has soon let all of them through.
+    fn is_short(&self, limits: Limits) -> bool {
+        let waiting = u32::try_from(self.queue.len()).map_or(f64::INFINITY, f64::from);
+        waiting < limits.per_second * SHORT_QUEUE.as_secs_f64()
+    }
+
     fn enqueue(&mut self, key: &K, urgency: Timestamp) {
-        if let Some(earlier) = self.urgency.insert(key.clone(), urgency) {
-            self.queue.remove(&(earlier, key.clone()));
+        let earlier = self.waiting.get(key);
+        if earlier.is_some_and(|waiting| waiting.place.0 == urgency) {
+            return;
         }
-        self.queue.insert((urgency, key.clone()));
+        let since = earlier.map_or_else(Instant::now, |waiting| waiting.since);
+        self.forget(key);
+        self.came += 1;
+        let place = (urgency, self.came);
+        self.queue.insert(place, key.clone());
+        self.waiting.insert(key.clone(), Waiting { place, since });
     }
 
     fn forget(&mut self, key: &K) {
-        if let Some(urgency) = self.urgency.remove(key) {
-            self.queue.remove(&(urgency, key.clone()));
+        if let Some(waiting) = self.waiting.remove(key) {
+            self.queue.remove(&waiting.place);
         }
     }
 
-    fn next_turns(&mut self, limits: Limits) -> Vec<K> {
+    fn next_turns(&mut self, limits: Limits, now_wall: Timestamp) -> Vec<K> {
         let now = Instant::now();
         let before = self.called.len();
         self.called.retain(|_, since| now < *since + COLLECT_WITHIN);
@@ -265,7 +330,7 @@ impl<K: Clone + Ord + Hash> State<K> {
         self.in_use = self.in_use.saturating_sub(reclaimed);
         let mut turns = Vec::new();
         while !self.queue.is_empty() && self.start_if_possible(limits) {
-            let Some(key) = self.next_in_turn() else { break };
+            let Some(key) = self.next_in_turn(now_wall) else { break };
             self.forget(&key);
             self.called.insert(key.clone(), now);
             turns.push(key);
@@ -275,12 +340,22 @@ impl<K: Clone + Ord + Hash> State<K> {
 
     /// The token that ends first. But whose probe of an outage failed is behind those that did not try: it may be its own
     /// fault, and the endpoint there for everyone else.
-    fn next_in_turn(&self) -> Option<K> {
-        let mut waiting = self.queue.iter().map(|(_, key)| key);
-        let next = match self.health.outage {
-            None => waiting.next(),
-            Some(_) => waiting.min_by_key(|key| self.health.failing.get(key).map(|failing| failing.last)),
-        };
+    fn next_in_turn(&mut self, now: Timestamp) -> Option<K> {
+        if self.health.outage.is_none() {
+            return self.first_or_last(now);
+        }
+        let failed = |key: &&K| self.health.failing.get(*key).map(|failing| failing.last);
+        self.queue.values().min_by_key(failed).cloned()
+    }
+
+    /// Of those that have no living token, every other turn is for who came last: behind thousands that came at once it would
+    /// wait for all of them.
+    fn first_or_last(&mut self, now: Timestamp) -> Option<K> {
+        let first = self.queue.values().next();
+        let mut without = self.queue.range(..=(now, u64::MAX)).map(|(_, key)| key);
+        let Some(last) = without.next_back() else { return first.cloned() };
+        let next = if self.last_first { Some(last) } else { first };
+        self.last_first = !self.last_first;
         next.cloned()
     }
 

@@ -57,7 +57,8 @@ fn start(args: Args) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow!("another TLS provider than ring is installed: this is a bug"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    // One thread: a token's work is a fraction of a millisecond between two answers, and what crosses threads costs more.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no async runtime")?;
     let result = runtime.block_on(run(args));
     // A resolver that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();

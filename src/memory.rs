@@ -33,15 +33,6 @@ pub struct Attempt {
     pub target: Option<Version>,
 }
 
-/// A look at the data of a target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified {
-    /// The version that was looked at, or written.
-    pub version: Version,
-    /// The token that we wrote was in it.
-    pub sound: bool,
-}
-
 /// What is remembered of one object.
 #[derive(Debug, Clone)]
 pub struct Memory {
@@ -54,10 +45,10 @@ pub struct Memory {
     pub mends: Allowance,
     /// The status that we wrote last, which the watch may not show yet.
     pub status: Option<(Version, MoneyGoCredentialStatus)>,
-    /// The last look at the target.
-    pub verified: Option<Verified>,
     /// A pass over the object is under way.
     pub passing: bool,
+    /// The object was called during its pass.
+    pub called: bool,
     /// A token that is to be written.
     pub held: Option<HeldToken>,
     /// The last attempt that failed.
@@ -82,8 +73,8 @@ impl Memory {
             changes: Allowance::of_unplanned_grants(),
             mends: Allowance::of_mends(),
             status: None,
-            verified: None,
             passing: false,
+            called: false,
             held: None,
             attempt: None,
             untold: None,
@@ -93,21 +84,39 @@ impl Memory {
             warned_of_sharing: false,
         }
     }
+
+    /// Whether there is nothing in it that another would not have.
+    fn is_blank(&self) -> bool {
+        let Self { uid, replacements, changes, mends, .. } = self;
+        let new = Self::new(uid);
+        let full = (*replacements, *changes, *mends) == (new.replacements, new.changes, new.mends);
+        let told = self.status.is_none() && self.attempt.is_none() && self.untold.is_none() && !self.warned_of_sharing;
+        let idle = !self.passing && self.held.is_none() && self.waits_since.is_none() && self.api_failures == 0;
+        full && told && idle && self.owner_refused_until.is_none()
+    }
 }
 
 /// The memories of all objects.
 #[derive(Default)]
-pub struct Memories(Mutex<HashMap<ObjectKey, Memory>>);
+pub struct Memories(Mutex<HashMap<ObjectKey, Box<Memory>>>);
 
 impl Memories {
     /// Reads or changes what is remembered of an object. An object made anew under its name starts afresh.
     pub fn with<T>(&self, key: &ObjectKey, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> T {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let memory = all.entry(key.clone()).or_insert_with(|| Memory::new(uid));
+        let memory = all.entry(key.clone()).or_insert_with(|| Box::new(Memory::new(uid)));
         if memory.uid != uid {
-            *memory = Memory::new(uid);
+            **memory = Memory::new(uid);
         }
         f(memory)
+    }
+
+    /// What is remembered of an object. To look keeps nothing.
+    #[must_use]
+    pub fn of(&self, key: &ObjectKey, uid: &str) -> Memory {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(key).filter(|memory| memory.uid == uid);
+        known.map_or_else(|| Memory::new(uid), |memory| Memory::clone(memory))
     }
 
     /// Forgets an object that is gone, unless a pass over it is under way: that one forgets it as it ends. Returns whether
@@ -118,11 +127,32 @@ impl Memories {
         is_idle && all.remove(key).is_some_and(|memory| memory.held.is_some())
     }
 
+    /// Whether a pass over the object is under way. It knows then that there was a call, and deals with it as it ends.
+    #[must_use]
+    pub fn defer_call(&self, key: &ObjectKey) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passing = all.get_mut(key).filter(|memory| memory.passing);
+        passing.map(|memory| memory.called = true).is_some()
+    }
+
     /// Whether the status that we wrote last is this version.
     #[must_use]
     pub fn wrote_status(&self, key: &ObjectKey, version: &Version) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(key).and_then(|memory| memory.status.as_ref()).is_some_and(|(written, _)| written == version)
+    }
+
+    /// The watch has shown this version of the object: what we wrote up to it need not be remembered; and nothing at all of an object
+    /// that is at rest.
+    pub fn shown(&self, key: &ObjectKey, version: &Version) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(memory) = all.get_mut(key) else { return };
+        if memory.status.as_ref().is_some_and(|(written, _)| !written.is_newer_than(version)) {
+            memory.status = None;
+        }
+        if memory.is_blank() {
+            all.remove(key);
+        }
     }
 
     /// The objects whose tokens are not written yet.

@@ -810,11 +810,12 @@ fn stalled(ready: &Verdict, refreshed: &Verdict) -> Verdict {
     )
 }
 
-/// How urgent a grant is: the moment at which the token ends, or the object was created where there is none.
+/// How urgent a grant is: the moment at which the token ends, or the object was created where there is none (now, where the
+/// API server's clock is ahead).
 #[must_use]
 pub fn urgency(o: &Observed) -> Timestamp {
     let life = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| life.is_credible());
-    life.map(|life| life.expires_at).or(o.created).unwrap_or(o.now)
+    life.map_or_else(|| o.created.unwrap_or(o.now).min(o.now), |life| life.expires_at)
 }
 
 /// An attempt that failed, and what it was made with.

@@ -26,11 +26,14 @@ pub const LABELS: [(&str, &str); 2] =
 const DOMAIN: &str = "money-go.com/";
 
 /// One version of one object.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Version {
     /// `metadata.uid`.
+    #[serde(default)]
     pub uid: String,
     /// `metadata.resourceVersion`.
+    #[serde(default)]
     pub resource_version: String,
 }
 
@@ -140,18 +143,20 @@ impl Applied {
 }
 
 /// Who wrote the data that is in a Secret now, as far as `managedFields` tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Seal {
     /// We wrote every key of ours, and nobody wrote one since.
     Intact,
     /// Another field manager wrote one of them, or took it away.
     Broken(Option<String>),
     /// There are no `managedFields`, or we do not know which keys are ours.
+    #[default]
     Unknown,
 }
 
 /// What the metadata of a Secret tells. Holds nothing of its data.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Kept", into = "Kept")]
 pub struct Facts {
     /// Its version.
     pub version: Version,
@@ -165,29 +170,53 @@ pub struct Facts {
     pub seal: Seal,
     /// Its labels, where it is one of ours.
     pub labels: BTreeMap<String, String>,
-    /// Its annotations, where it is one of ours.
+    /// Its annotations: all of them where it is one of ours, else those of ours.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What [`Facts`] are made of.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    version: Version,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    owners: Vec<OwnerReference>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    seal: Seal,
+}
+
+impl From<Facts> for Kept {
+    fn from(facts: Facts) -> Self {
+        let Facts { version, owners, labels, annotations, seal, .. } = facts;
+        Self { version, owners, labels, annotations, seal }
+    }
+}
+
+impl From<Kept> for Facts {
+    fn from(kept: Kept) -> Self {
+        let Kept { version, owners, labels, annotations, seal } = kept;
+        let adopt = annotations.get(annotation::ADOPT).cloned();
+        Self { version, adopt, owners, marks: Marks::of(&annotations), seal, labels, annotations }
+    }
 }
 
 impl Facts {
     /// Reads metadata. Of a Secret that has nothing to do with us, hardly more than its version is kept.
     #[must_use]
     pub fn of(meta: &ObjectMeta) -> Self {
-        let annotations = meta.annotations.clone().unwrap_or_default();
+        let mut annotations = meta.annotations.clone().unwrap_or_default();
         let owners = meta.owner_references.clone().unwrap_or_default();
-        let adopt = annotations.get(annotation::ADOPT).cloned();
-        let marks = Marks::of(&annotations);
-        let seal = seal(meta.managed_fields.as_deref(), marks.applied.as_ref());
-        let ours = adopt.is_some() || owners.iter().any(is_credential);
-        Self {
-            version: Version::of(meta),
-            adopt,
-            owners,
-            marks,
-            seal,
-            labels: if ours { meta.labels.clone().unwrap_or_default() } else { BTreeMap::new() },
-            annotations: if ours { annotations } else { BTreeMap::new() },
+        let ours = annotations.contains_key(annotation::ADOPT) || owners.iter().any(is_credential);
+        if !ours {
+            annotations.retain(|key, _| key.starts_with(DOMAIN));
         }
+        let applied = Marks::applied(&annotations);
+        let seal = seal(meta.managed_fields.as_deref(), applied.as_ref());
+        let labels = if ours { meta.labels.clone().unwrap_or_default() } else { BTreeMap::new() };
+        Kept { version: Version::of(meta), owners, labels, annotations, seal }.into()
     }
 
     /// The owner that garbage collection and other controllers heed.
@@ -218,8 +247,12 @@ impl Marks {
             credentials: version.map(|(uid, resource_version)| Version { uid, resource_version }),
             token_digest: text(annotation::TOKEN_HMAC),
             credentials_digest: text(annotation::CREDENTIALS_HMAC),
-            applied: annotations.get(annotation::APPLIED).and_then(|json| serde_json::from_str(json).ok()),
+            applied: Self::applied(annotations),
         }
+    }
+
+    fn applied(annotations: &BTreeMap<String, String>) -> Option<Applied> {
+        annotations.get(annotation::APPLIED).and_then(|json| serde_json::from_str(json).ok())
     }
 }
 

@@ -2,6 +2,7 @@ use kube::runtime::reflector;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::crd::MoneyGoCredential;
 use crate::secret::{Claim, claim};
 
 struct Watches {
@@ -26,7 +27,11 @@ fn object(name: &str, credentials: &str, target: &str) -> Guarded {
 }
 
 fn object_with(name: &str, uid: &str, spec: &Value) -> Guarded {
-    serde_json::from_value(json!({
+    serde_json::from_value(sent(name, uid, spec)).unwrap()
+}
+
+fn sent(name: &str, uid: &str, spec: &Value) -> Value {
+    json!({
         "apiVersion": "money-go.com/v1alpha1",
         "kind": "MoneyGoCredential",
         "metadata": {
@@ -34,8 +39,7 @@ fn object_with(name: &str, uid: &str, spec: &Value) -> Guarded {
             "creationTimestamp": "2026-01-01T00:00:00Z",
         },
         "spec": spec,
-    }))
-    .unwrap()
+    })
 }
 
 fn secret(name: &str, uid: &str, version: u32) -> PartialObjectMeta<Secret> {
@@ -178,11 +182,9 @@ fn all_who_name_a_target_contend_for_it() {
 #[test]
 fn a_contender_that_cannot_work_is_not_sound() {
     let broken = json!({"credentialsRef": {"name": "c"}, "target": {"name": "t"}, "scope": ""});
-    let mut bound = object("bound", "cb", "t");
-    if let Ok(credential) = &mut bound.0 {
-        credential.status =
-            Some(crate::crd::MoneyGoCredentialStatus { target_name: Some("earlier".into()), ..Default::default() });
-    }
+    let mut bound = sent("bound", "uid-bound", &json!({"credentialsRef": {"name": "cb"}, "target": {"name": "t"}}));
+    bound["status"] = json!({"targetName": "earlier"});
+    let bound = serde_json::from_value(bound).unwrap();
     let watches = Watches::of(vec![object("a", "ca", "t"), object_with("b", "uid-b", &broken), bound]);
     let owner = Owner { namespace: "shop".into(), name: "a".into(), uid: "uid-a".into() };
     let sound: Vec<_> =
@@ -210,7 +212,7 @@ fn the_first_two_that_share_a_client_are_looked_at_and_of_more_the_newcomer_alon
 #[test]
 fn what_cannot_be_read_is_kept_and_names_nothing() {
     let broken = || object_with("broken", "uid-broken", &json!({"credentialsRef": 7}));
-    assert!(broken().0.is_err());
+    assert_eq!(broken().credential(), None);
     let mut watches = Watches::of(vec![broken(), object("a", "c", "t")]);
     assert_eq!(watches.caches.keys(), keys(["a", "broken"]));
     assert!(watches.caches.is_live("shop", "broken", "uid-broken"), "its Secret is still its own");
@@ -237,7 +239,7 @@ fn a_secret_calls_those_that_name_it_and_nobody_else() {
 fn what_was_noted_before_the_watch_shows_it_is_no_news_then() {
     let watches = Watches::of(vec![object("a", "c", "t")]);
     let note =
-        |uid, version| watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", uid, version).metadata));
+        |uid, version| watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", uid, version).metadata));
     note("s", 5);
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("t", "s", 5))), [], "our own write");
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("t", "s", 4))), [], "an earlier one, late");
@@ -251,7 +253,7 @@ fn what_was_noted_before_the_watch_shows_it_is_no_news_then() {
 fn what_one_object_notes_the_others_that_name_it_are_called_for() {
     let watches = Watches::of(vec![object("a", "c", "t"), object("b", "c", "u")]);
     watches.list_secrets(vec![secret("c", "s", 1)]);
-    let note = || watches.caches.note_secret(&key("a"), "c", Facts::of(&secret("c", "s", 2).metadata));
+    let note = || watches.caches.note_secret(&key("a"), "c", &Facts::of(&secret("c", "s", 2).metadata));
     assert_eq!(note(), keys(["b"]), "the watch will show it as no news");
     assert_eq!(note(), []);
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("c", "s", 2))), []);
@@ -260,7 +262,7 @@ fn what_one_object_notes_the_others_that_name_it_are_called_for() {
 #[test]
 fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_deleted_secret_back() {
     let watches = Watches::new();
-    let note = |version| watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", "s", version).metadata));
+    let note = |version| watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", "s", version).metadata));
     watches.caches.fold_secret(Event::Apply(secret("t", "s", 7)));
     watches.caches.fold_secret(Event::Delete(secret("t", "s", 9)));
     note(7);
@@ -274,7 +276,7 @@ fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_deleted_secret_back()
 fn the_late_deletion_of_an_earlier_secret_leaves_the_new_one() {
     let watches = Watches::of(vec![object("a", "c", "t")]);
     watches.caches.fold_secret(Event::Apply(secret("t", "old", 5)));
-    let _ = watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", "new", 8).metadata));
+    let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", "new", 8).metadata));
     assert_eq!(watches.caches.fold_secret(Event::Delete(secret("t", "old", 7))), []);
     assert_eq!(watches.version("t").unwrap().0, "new");
     assert_eq!(watches.caches.fold_secret(Event::Delete(secret("t", "new", 9))), keys(["a"]));
@@ -298,7 +300,7 @@ fn a_secret_that_was_written_while_a_list_was_under_way_is_not_lost_by_its_end()
     watches.caches.fold_secret(Event::Init);
     watches.caches.fold_secret(Event::InitApply(secret("c", "s", 1)));
     // The list is as of before this write.
-    let _ = watches.caches.note_secret(&key("x"), "t", Facts::of(&secret("t", "s", 9).metadata));
+    let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", "s", 9).metadata));
     watches.caches.fold_secret(Event::InitDone);
     assert_eq!(watches.version("t").map(|(_, version)| version).as_deref(), Some("9"));
 }
@@ -358,4 +360,65 @@ fn an_object_that_is_gone_no_longer_keeps_its_secret_from_its_successor() {
     assert_eq!(claims(&watches), Claim::Foreign);
     watches.fold(&Event::Delete(object("a", "c", "t")));
     assert_eq!(claims(&watches), Claim::Ours);
+}
+
+// ---- What is kept ----------------------------------------------------------------------------------------------------
+
+fn with_status() -> Value {
+    let mut sent =
+        sent("payments", "3b0c4d0e-5f9e-4f7e-8f55-6a1d0f6e2b11", &json!({"credentialsRef": {"name": "client"}}));
+    let condition = |kind, reason, message| {
+        json!({
+            "type": kind, "status": "True", "reason": reason, "message": message, "observedGeneration": 1,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        })
+    };
+    sent["metadata"]["annotations"] = json!({"money-go.com/refresh-requested": "now", "other": "x".repeat(5000)});
+    sent["metadata"]["managedFields"] = json!([{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}]);
+    sent["status"] = json!({
+        "observedGeneration": 1, "targetName": "payments", "issuedAt": "2026-01-01T00:00:00.123Z",
+        "expiresAt": "2026-01-31T00:00:00Z", "refreshAt": "2026-01-20T10:11:12Z",
+        "observedCredentials": {"uid": "9b0c4d0e-5f9e-4f7e-8f55-6a1d0f6e2b12", "resourceVersion": "12345"},
+        "conditions": [
+            condition("Ready", "TokenValid", "the Secret holds a token that has not expired"),
+            condition("Refreshed", "Succeeded", "the last request gave a token"),
+            condition("Stalled", "AsExpected", "nothing that only a change of the spec, the client or the target could mend"),
+        ],
+    });
+    sent
+}
+
+#[test]
+fn an_object_is_kept_small_and_what_is_looked_at_comes_back() {
+    let guarded: Guarded = serde_json::from_value(with_status()).unwrap();
+    let credential = guarded.credential().unwrap();
+    let sent: MoneyGoCredential = serde_json::from_value(with_status()).unwrap();
+    assert_eq!((&credential.spec, &credential.status), (&sent.spec, &sent.status));
+    assert_eq!(ObjectKey::of(&guarded), key("payments"));
+    assert_eq!(credential.metadata.annotations.unwrap().len(), 1, "the refresh request alone is looked at");
+    assert_eq!(credential.metadata.managed_fields, None);
+    let packed = Packed::new(&(sent.spec, sent.status)).unwrap();
+    assert!(packed.len() < 320, "{} bytes", packed.len());
+    assert_eq!(packed.value::<String>(), None, "it is something else");
+}
+
+#[test]
+fn a_look_is_for_one_version() {
+    let watches = Watches::of(vec![]);
+    let (target, version) = (key("t"), |number: u32| Version { uid: "s".into(), resource_version: number.to_string() });
+    let look = |watches: &Watches| watches.caches.target(&target).map(|(_, look)| look);
+    watches.caches.note_look(&target, &version(1), true);
+    assert_eq!(look(&watches), None, "there is no such Secret");
+    let _ = watches.caches.fold_secret(Event::Apply(secret("t", "s", 1)));
+    assert_eq!(look(&watches), Some(Look::Never));
+    watches.caches.note_look(&target, &version(1), true);
+    assert_eq!(look(&watches), Some(Look::Sound));
+    let _ = watches.caches.fold_secret(Event::Apply(secret("t", "s", 1)));
+    assert_eq!(look(&watches), Some(Look::Sound), "the same version");
+    let _ = watches.caches.fold_secret(Event::Apply(secret("t", "s", 3)));
+    assert_eq!(look(&watches), Some(Look::Unsound), "someone changed it");
+    watches.caches.note_look(&target, &version(2), true);
+    assert_eq!(look(&watches), Some(Look::Unsound), "what was written is not what is there");
+    watches.caches.note_look(&target, &version(3), false);
+    assert_eq!(look(&watches), Some(Look::Unsound));
 }

@@ -111,11 +111,11 @@ impl Context {
     /// Writes a token that has just come, to where it can be written now.
     pub(super) async fn deliver(&self, o: &mut Observed, sight: Sight) -> Result<Action, Error> {
         let object = self.caches.credential(&key_of(&o.owner));
-        let credential = object.as_deref().and_then(|object| object.0.as_ref().ok());
+        let credential = object.and_then(|object| object.credential());
         let Some(credential) = credential.filter(|found| found.uid().as_ref() == Some(&o.owner.uid)) else {
             return self.deliver_to_what_remains(o, sight).await;
         };
-        o.ending = self.is_ending(&o.owner, credential);
+        o.ending = self.is_ending(&o.owner, &credential);
         match plan::plan(o) {
             plan @ (Plan::Store | Plan::Forget) => self.carry_out_at_once(o, plan, sight).await,
             // Anything else is decided on a fresh look.

@@ -4,11 +4,11 @@ use kube::ResourceExt as _;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of, owner_of};
 use crate::apply;
-use crate::caches::ObjectKey;
+use crate::caches::{Look, ObjectKey};
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
 use crate::digest::Match;
 use crate::error::Error;
-use crate::memory::{Attempt, HeldToken, Memory, Verified};
+use crate::memory::{Attempt, HeldToken, Memory};
 use crate::plan::{self, Credentials, Held, Observed, Target};
 use crate::secret::{self, Claim, Facts, Found, Owner, Version};
 use crate::status;
@@ -18,13 +18,13 @@ impl Context {
         let now = self.now();
         let requested = credential.annotations().get(annotation::REFRESH_REQUESTED).cloned();
         let owner = owner_of(credential);
-        let memory = self.remember(&owner, |memory| {
-            if newest_status(credential, memory).failed_attempts.is_some() {
-                // After a start nobody knows what the attempt that failed was made with: what changes from here on counts.
-                memory.attempt.get_or_insert_with(|| Attempt { refresh_requested: requested.clone(), target: None });
-            }
-            memory.clone()
-        });
+        let mut memory = self.shared.memories.of(&key_of(&owner), &owner.uid);
+        if memory.attempt.is_none() && newest_status(credential, &memory).failed_attempts.is_some() {
+            // After a start nobody knows what the attempt that failed was made with: what changes from here on counts.
+            let attempt = Attempt { refresh_requested: requested.clone(), target: None };
+            self.remember(&owner, |memory| memory.attempt = Some(attempt.clone()));
+            memory.attempt = Some(attempt);
+        }
         let spec = credential.resolve();
         let mut o = Observed {
             now,
@@ -55,8 +55,9 @@ impl Context {
         let secret = |name: &str| self.caches.secret(&ObjectKey::new(&o.owner.namespace, name));
         // A spec that cannot be worked with takes no token away: what the target holds still counts.
         let target = o.status.target_name.clone().unwrap_or_else(|| credential.target_name().to_owned());
-        let target = secret(o.spec.as_ref().map_or(&target, |spec| &spec.target));
-        o.target = target.map_or(Target::Missing, |facts| seen_target(&facts, memory.verified.as_ref()));
+        let target = o.spec.as_ref().map_or(&target, |spec| &spec.target);
+        let target = self.caches.target(&ObjectKey::new(&o.owner.namespace, target));
+        o.target = target.map_or(Target::Missing, |(facts, look)| seen_target(facts, look));
         let credentials = secret(&credential.spec.credentials_ref.name);
         o.credentials = credentials.map_or(Credentials::Missing, |facts| Credentials::Seen(facts.version.clone()));
         self.judge(&mut o, &memory);
@@ -130,10 +131,7 @@ impl Context {
             }),
         });
         self.note(o, sight, spec);
-        let memory = self.remember(&o.owner, |memory| {
-            memory.verified = verified(o);
-            memory.clone()
-        });
+        let memory = self.remember(&o.owner, |memory| memory.clone());
         o.held =
             memory.held.as_ref().map(|held| held_facts(held, sight.stored_token(o, spec) == Some(held.token.expose())));
         self.judge(o, &memory);
@@ -144,8 +142,12 @@ impl Context {
     pub(super) fn note(&self, o: &Observed, sight: &Sight, spec: &Resolved) {
         for (name, secret) in [(&spec.credentials, &sight.credentials), (&spec.target, &sight.target)] {
             if let Some(secret) = secret {
-                self.call_all(self.caches.note_secret(&key_of(&o.owner), name, Facts::of(&secret.metadata)));
+                self.call_all(self.caches.note_secret(&key_of(&o.owner), name, &Facts::of(&secret.metadata)));
             }
+        }
+        if let Target::Read { facts, found, .. } = &o.target {
+            let key = ObjectKey::new(&o.owner.namespace, &spec.target);
+            self.caches.note_look(&key, &facts.version, matches!(found, Found::Token(_)));
         }
     }
 }
@@ -168,15 +170,11 @@ pub(super) fn held_facts(held: &HeldToken, is_stored: bool) -> Held {
 }
 
 /// A Secret that nobody looked at since the start is trusted where `managedFields` show that we wrote its data last.
-pub(super) fn seen_target(facts: &Facts, verified: Option<&Verified>) -> Target {
-    let trusted = match verified {
-        Some(verified) => verified.sound && verified.version == facts.version,
-        None => facts.seal == secret::Seal::Intact,
+pub(super) fn seen_target(facts: Facts, look: Look) -> Target {
+    let trusted = match look {
+        Look::Sound => true,
+        Look::Unsound => false,
+        Look::Never => facts.seal == secret::Seal::Intact,
     };
-    Target::Seen { facts: Box::new(facts.clone()), trusted }
-}
-
-pub(super) fn verified(o: &Observed) -> Option<Verified> {
-    let Target::Read { facts, found, .. } = &o.target else { return None };
-    Some(Verified { version: facts.version.clone(), sound: matches!(found, Found::Token(_)) })
+    Target::Seen { facts: Box::new(facts), trusted }
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use kube::core::error_boundary::InvalidObject;
+use kube::api::ObjectMeta;
 use kube::runtime::controller::Action;
 
 use super::observe::newest_version;
@@ -32,11 +32,11 @@ impl Context {
     ) -> Result<Action, Error> {
         let key = key_of(&o.owner);
         let object = self.caches.credential(&key);
-        let credential = object.as_deref().and_then(|object| object.0.as_ref().ok());
+        let credential = object.and_then(|object| object.credential());
         let Some(credential) = credential.filter(|credential| credential.uid().as_ref() == Some(&o.owner.uid)) else {
             return Ok(Action::await_change());
         };
-        let (version, before) = self.remember(&o.owner, |memory| newest_version(credential, memory));
+        let (version, before) = newest_version(&credential, &self.shared.memories.of(&key, &o.owner.uid));
         let wanted = report.status(&before, o.now);
         self.warn_of_sharing(o);
         if wanted != before {
@@ -88,7 +88,7 @@ impl Context {
     /// With a provider that revokes the last token on a new grant, two objects with one client kill each other's tokens.
     pub(super) fn warn_of_sharing(&self, o: &Observed) {
         let Ok(spec) = &o.spec else { return };
-        if self.remember(&o.owner, |memory| memory.warned_of_sharing) {
+        if self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).warned_of_sharing {
             return;
         }
         let Some(other) = self.caches.sharing_credentials(&key_of(&o.owner), &spec.credentials) else { return };
@@ -99,7 +99,8 @@ impl Context {
         self.notice(o, true, "SharedCredentials", note);
     }
 
-    /// Says that the object waits for leave to ask for a token, if that takes long or if its token ends meanwhile.
+    /// Says that the object waits for leave to ask for a token, if that takes long or if its token ends meanwhile. In a queue
+    /// that is short nobody does: to say so would take as long as the grant.
     pub(super) async fn wait(&self, o: &Observed) -> Result<Action, Error> {
         let mut o = o.clone();
         let since = self.remember(&o.owner, |memory| *memory.waits_since.get_or_insert(o.now));
@@ -107,15 +108,15 @@ impl Context {
         let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
         let ends = was_ready && report.ready.state != State::True;
         let report_at = schedule::add(since.min(o.now), WAITS_BEFORE_REPORT);
-        if !ends && o.now < report_at {
-            return Ok(self.requeue_at(&o, Some(report_at)));
+        let is_long = self.shared.settings.grants.is_long_wait(&key_of(&o.owner));
+        if !ends && (o.now < report_at || !is_long) {
+            return Ok(self.requeue_at(&o, if is_long { Some(report_at) } else { again_at }));
         }
         self.report(&mut o, *report, again_at).await
     }
 
     /// An object that cannot be read: an older schema's, or made by hand. It stops itself and no other.
-    pub(super) async fn report_broken(&self, invalid: &InvalidObject) -> Result<Action, Error> {
-        let meta = &invalid.metadata;
+    pub(super) async fn report_broken(&self, meta: &ObjectMeta) -> Result<Action, Error> {
         let owner = Owner {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),

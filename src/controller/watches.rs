@@ -18,9 +18,9 @@ use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WAT
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
-use crate::crd::annotation;
 use crate::digest::DigestKey;
 use crate::error::Error;
+use crate::plan::{self, Plan};
 use crate::secret::Version;
 
 impl Context {
@@ -43,12 +43,15 @@ impl Context {
             config = config.labels(selector);
         }
         let api: Api<Guarded> = self.api();
-        let events = watcher::watcher(api, config).backoff(backoff()).modify(prune);
+        let events = watcher::watcher(api, config).backoff(backoff());
         follow("MoneyGoCredentials", events, |event| {
             let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
             let folded = self.caches.fold_object(&mut writer, &event);
             for key in folded.gone {
                 self.forget(&key);
+            }
+            if let Event::Apply(object) = &event {
+                self.shared.memories.shown(&ObjectKey::of(object), &Version::of(object.meta()));
             }
             if !own {
                 self.call_all(folded.look_at);
@@ -84,9 +87,30 @@ impl Context {
 
     pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
         for key in keys {
-            // Only a controller that has ended does not listen.
-            let _ = self.calls.send(key);
+            if !self.queue_new(&key) {
+                self.call(key);
+            }
         }
+    }
+
+    pub(super) fn call(&self, key: ObjectKey) {
+        if self.shared.memories.defer_call(&key) {
+            return;
+        }
+        // Only a controller that has ended does not listen.
+        let _ = self.calls.send(key);
+    }
+
+    /// A new object that can have a token goes to the queue of grants, and is called when its turn comes: a pass before that
+    /// could do no more.
+    fn queue_new(&self, key: &ObjectKey) -> bool {
+        let Some(object) = self.caches.credential(key) else { return false };
+        let Some(credential) = object.credential().filter(|credential| credential.status.is_none()) else {
+            return false;
+        };
+        let o = self.observe(&credential);
+        let is_idle = !self.shared.memories.of(key, &o.owner.uid).passing;
+        is_idle && plan::plan(&o) == Plan::LookToMint && self.shared.settings.grants.enqueue(key, plan::urgency(&o))
     }
 }
 
@@ -168,14 +192,6 @@ pub(super) fn watch_failure(error: &watcher::Error) -> String {
         watcher::Error::NoResourceVersion => return "the API server gave a list without a resourceVersion".to_owned(),
     };
     Error::of(doing, cause).to_string()
-}
-
-/// What nobody reads is not kept.
-pub(super) fn prune(object: &mut Guarded) {
-    object.meta_mut().managed_fields = None;
-    if let Some(annotations) = &mut object.meta_mut().annotations {
-        annotations.retain(|key, _| key == annotation::REFRESH_REQUESTED);
-    }
 }
 
 impl Shared {
@@ -263,7 +279,7 @@ pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Cont
     grants
         .run(|key| {
             for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
-                context.call_all([key.clone()]);
+                context.call(key.clone());
             }
         })
         .await;
@@ -277,6 +293,11 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
         tokio::time::sleep(HEARTBEAT).await;
         let jumped = shared.is_clock_off();
         *shared.last_beat() = shared.clocks();
+        for key in shared.settings.grants.waiting_long() {
+            for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
+                context.call(key.clone());
+            }
+        }
         if jumped {
             tracing::info!("a clock jumped: looking at everything again");
             call_everyone(&contexts);

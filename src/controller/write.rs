@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
+use kube::api::ObjectMeta;
 use kube::runtime::controller::Action;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::apply;
+use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
 use crate::error::Error;
-use crate::memory::{HeldToken, Verified};
+use crate::memory::HeldToken;
 use crate::plan::{self, Credentials, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Content, Facts, Found, Issue, Ownership};
@@ -100,7 +102,7 @@ impl Context {
         spec: &Resolved,
         content: Content<'_>,
         live: Option<&Secret>,
-    ) -> Result<Secret, Error> {
+    ) -> Result<ObjectMeta, Error> {
         let key = self.shared.digest_key();
         let compose = |ownership| secret::compose(live, &o.owner, spec, content, key.as_ref(), ownership);
         // A Secret that is made anew gets its owner: creating one needs no right to change it.
@@ -108,7 +110,7 @@ impl Context {
         let wanted = compose(ownership);
         if let Some(live) = live.filter(|live| is_same(live, &wanted)) {
             // It was written already, and the answer was lost.
-            return Ok(live.clone());
+            return Ok(live.metadata.clone());
         }
         let changes_owner = live.is_some_and(|live| {
             live.metadata.owner_references.clone().unwrap_or_default()
@@ -146,13 +148,11 @@ impl Context {
     }
 
     /// Takes note of what was just written.
-    pub(super) fn stored(&self, o: &mut Observed, written: &Secret, life: Life, issue: &Issue) {
-        let facts = Facts::of(&written.metadata);
-        let name = written.metadata.name.clone().unwrap_or_default();
-        self.call_all(self.caches.note_secret(&key_of(&o.owner), &name, facts.clone()));
-        self.remember(&o.owner, |memory| {
-            memory.verified = Some(Verified { version: facts.version.clone(), sound: true });
-        });
+    pub(super) fn stored(&self, o: &mut Observed, written: &ObjectMeta, life: Life, issue: &Issue) {
+        let facts = Facts::of(written);
+        let name = written.name.clone().unwrap_or_default();
+        self.call_all(self.caches.note_secret(&key_of(&o.owner), &name, &facts));
+        self.caches.note_look(&ObjectKey::new(&o.owner.namespace, &name), &facts.version, true);
         o.claimed = true;
         o.target = Target::Read { facts: Box::new(facts), found: Found::Token(life), immutable: false };
         if let Credentials::Read { version, content: Ok(content) } = &mut o.credentials

@@ -131,6 +131,61 @@ async fn the_token_that_ends_first_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_those_without_a_living_token_first_and_last_take_turns() {
+    let mut queue = Queue::new(FAST, 1);
+    let permit = queue.admit("first", in_secs(500));
+    for (key, since) in [("a", -40), ("b", -30), ("c", -20), ("d", -20)] {
+        queue.enqueue(key, in_secs(since));
+    }
+    queue.enqueue("living", in_secs(100));
+    drop(permit);
+    let mut turns = Vec::new();
+    for _ in 0..3 {
+        let (key, _) = queue.next().await;
+        turns.push(key);
+        if turns.len() == 2 {
+            queue.enqueue("new", wall());
+        }
+        drop(queue.admit(key, wall()));
+    }
+    assert_eq!(turns, ["a", "d", "b"], "of two of the same age, the later is the last");
+    for expected in ["new", "c", "living"] {
+        let (key, _) = queue.next().await;
+        assert_eq!(key, expected);
+        drop(queue.admit(key, wall()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_known_to_need_a_token_is_queued_at_once_where_the_queue_is_short() {
+    let mut queue = Queue::new(1.0, 1);
+    assert!(queue.grants.enqueue(&"a", in_secs(-9)), "it is called when its turn comes, which is now");
+    assert_eq!(queue.called().await, ["a"]);
+    assert!(!queue.grants.enqueue(&"a", in_secs(-9)), "it was called already");
+    for key in ["b", "c", "d", "e", "f"] {
+        assert!(queue.grants.enqueue(&key, in_secs(-9)), "{key}");
+        assert!(!queue.grants.is_long_wait(&key) || key == "f");
+    }
+    assert!(!queue.grants.enqueue(&"g", in_secs(-9)), "more than the limiter takes in five seconds: it is to say so");
+    assert!(queue.grants.is_long_wait(&"b"));
+    assert_eq!(queue.grants.waiting_long(), Vec::<Key>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_two_minutes_is_to_say_so() {
+    let queue = Queue::new(FAST, 1);
+    let _permit = queue.admit("first", in_secs(500));
+    queue.enqueue("a", in_secs(-1));
+    assert!(!queue.grants.is_long_wait(&"a"));
+    tokio::time::advance(LONG_WAIT).await;
+    queue.enqueue("a", in_secs(-2));
+    assert!(queue.grants.is_long_wait(&"a"), "another urgency begins no other wait");
+    assert_eq!(queue.grants.waiting_long(), ["a"]);
+    queue.grants.withdraw(&"a");
+    assert_eq!(queue.grants.waiting_long(), Vec::<Key>::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_waits_once_with_its_latest_urgency() {
     let mut queue = Queue::new(FAST, 1);
     let permit = queue.admit("first", in_secs(500));
@@ -156,7 +211,7 @@ async fn no_more_than_the_concurrency_are_out_at_once() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     for key in ["d", "e", "f"] {
-        queue.enqueue(key, wall());
+        queue.enqueue(key, in_secs(9999));
     }
     tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(queue.called().await, Vec::<Key>::new());
@@ -171,7 +226,7 @@ async fn no_more_than_the_rate_start() {
     drop(queue.admit("0", wall()));
     let names = ["1", "2", "3", "4", "5"];
     for name in names {
-        queue.enqueue(name, wall());
+        queue.enqueue(name, in_secs(9999));
     }
     for name in names {
         let (key, waited_ms) = queue.next().await;

@@ -38,7 +38,7 @@ fn a_new_memory_has_full_allowances() {
     for allowance in [memory.replacements, memory.changes, memory.mends] {
         assert_eq!(allowance.available_at(now), now);
     }
-    assert_eq!((memory.status, memory.verified, memory.attempt), (None, None, None));
+    assert_eq!((memory.status, memory.attempt), (None, None));
 }
 
 #[test]
@@ -72,4 +72,33 @@ fn a_held_token_is_never_shown() {
     let mut memory = Memory::new("1");
     memory.held = Some(held());
     assert!(!format!("{memory:?}").contains("canary"));
+}
+
+#[test]
+fn what_the_watch_has_shown_and_what_is_blank_is_forgotten() {
+    let memories = Memories::default();
+    let count = || memories.0.lock().unwrap().len();
+    assert_eq!(memories.of(&key("a"), "1").api_failures, 0);
+    assert_eq!(count(), 0, "to look keeps nothing");
+    memories.with(&key("a"), "1", |memory| memory.status = Some((version("7"), MoneyGoCredentialStatus::default())));
+    memories.shown(&key("a"), &version("6"));
+    assert!(memories.wrote_status(&key("a"), &version("7")), "the watch is behind");
+    memories.shown(&key("a"), &version("7"));
+    assert_eq!(count(), 0);
+    memories.with(&key("a"), "1", |memory| memory.mends.take(Timestamp::UNIX_EPOCH));
+    memories.with(&key("b"), "1", |memory| memory.held = Some(held()));
+    memories.with(&key("c"), "1", |memory| memory.passing = true);
+    for name in ["a", "b", "c"] {
+        memories.shown(&key(name), &version("9"));
+    }
+    assert_eq!(count(), 3, "an allowance that was used, a token, a pass");
+}
+
+#[test]
+fn a_call_during_a_pass_is_put_off_to_its_end() {
+    let memories = Memories::default();
+    assert!(!memories.defer_call(&key("a")));
+    memories.with(&key("a"), "1", |memory| memory.passing = true);
+    assert!(memories.defer_call(&key("a")));
+    assert!(memories.with(&key("a"), "1", |memory| memory.called));
 }
