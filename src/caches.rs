@@ -2,13 +2,11 @@
 //! ending. Folds watch events; makes no request and takes no decision.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::ResourceExt as _;
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
 
 mod guarded;
@@ -42,12 +40,6 @@ impl ObjectKey {
         Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
     }
 
-    /// The same, for kube's stores.
-    #[must_use]
-    pub fn reference(&self) -> ObjectRef<Guarded> {
-        ObjectRef::new(&self.name).within(&self.namespace)
-    }
-
     fn beside(&self, name: &str) -> Self {
         Self::new(&self.namespace, name)
     }
@@ -64,9 +56,8 @@ struct Names {
 impl Names {
     fn of(object: &Guarded) -> Self {
         let uid = kube::Resource::meta(object).uid.clone().unwrap_or_default().into();
-        let Some(credential) = object.credential() else { return Self { uid, credentials: None, target: None } };
-        let target = credential.target_name().into();
-        Self { uid, credentials: Some(credential.spec.credentials_ref.name.into()), target: Some(target) }
+        let (credentials, target) = object.names().unzip();
+        Self { uid, credentials: credentials.map(Into::into), target: target.map(Into::into) }
     }
 
     fn secrets(&self) -> impl Iterator<Item = &str> {
@@ -74,9 +65,14 @@ impl Names {
     }
 }
 
+struct Kept {
+    names: Names,
+    object: Packed,
+}
+
 #[derive(Default)]
 struct Index {
-    objects: BTreeMap<ObjectKey, Names>,
+    objects: BTreeMap<ObjectKey, Kept>,
     /// The names of the objects that name a Secret, in order. Most Secrets are named by one.
     by_secret: HashMap<ObjectKey, Vec<Box<str>>>,
     listing: Option<BTreeSet<ObjectKey>>,
@@ -107,8 +103,8 @@ struct Secrets {
 }
 
 /// What the watches of one scope (the cluster, or one namespace) have shown.
+#[derive(Default)]
 pub struct Caches {
-    store: Store<Guarded>,
     index: Mutex<Index>,
     secrets: Mutex<Secrets>,
     ending: Mutex<HashSet<String>>,
@@ -120,22 +116,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Caches {
-    /// Empty caches around a store that a reflector fills.
+    /// An object.
     #[must_use]
-    pub fn new(store: Store<Guarded>) -> Self {
-        Self { store, index: Mutex::default(), secrets: Mutex::default(), ending: Mutex::default() }
+    pub fn credential(&self, key: &ObjectKey) -> Option<Guarded> {
+        lock(&self.index).objects.get(key)?.object.value()
     }
 
-    /// The objects.
+    /// An object's uid.
     #[must_use]
-    pub fn store(&self) -> Store<Guarded> {
-        self.store.clone()
-    }
-
-    /// An object, where it is there and can be read.
-    #[must_use]
-    pub fn credential(&self, key: &ObjectKey) -> Option<Arc<Guarded>> {
-        self.store.get(&key.reference())
+    pub fn uid(&self, key: &ObjectKey) -> Option<String> {
+        lock(&self.index).objects.get(key).map(|kept| kept.names.uid.to_string())
     }
 
     /// Every object's name.
@@ -188,7 +178,7 @@ impl Caches {
     /// Whether a `MoneyGoCredential` of that name and uid is there.
     #[must_use]
     pub fn is_live(&self, namespace: &str, name: &str, uid: &str) -> bool {
-        lock(&self.index).objects.get(&ObjectKey::new(namespace, name)).is_some_and(|names| *names.uid == *uid)
+        lock(&self.index).objects.get(&ObjectKey::new(namespace, name)).is_some_and(|kept| *kept.names.uid == *uid)
     }
 
     /// All objects whose target is that Secret, the asking one among them.
@@ -223,14 +213,13 @@ impl Caches {
                 && index
                     .objects
                     .get(&key.beside(name))
-                    .is_some_and(|names| names.credentials.as_deref() == Some(credentials))
+                    .is_some_and(|kept| kept.names.credentials.as_deref() == Some(credentials))
         };
         names.into_iter().flatten().map(AsRef::as_ref).find(shares).map(ToOwned::to_owned)
     }
 
     /// Folds an event of the objects' watch. Returns whom to look at, and which objects are gone.
-    pub fn fold_object(&self, writer: &mut Writer<Guarded>, event: &Event<Guarded>) -> Folded {
-        writer.apply_watcher_event(event);
+    pub fn fold_object(&self, event: Event<Guarded>) -> Folded {
         let mut index = lock(&self.index);
         match event {
             Event::Init => {
@@ -238,22 +227,22 @@ impl Caches {
                 Folded::default()
             }
             Event::InitApply(object) => {
-                let key = ObjectKey::of(object);
+                let key = ObjectKey::of(&object);
                 if let Some(listing) = &mut index.listing {
                     listing.insert(key.clone());
                 }
-                // The store shows a list only once it is whole: who is to be looked at is told then.
-                index.put(&key, Names::of(object));
+                // Who shares a Secret with whom is known once the list is whole: who is to be looked at is told then.
+                index.put(&key, &object);
                 Folded::default()
             }
             Event::InitDone => index.end_of_list(),
             Event::Apply(object) => {
-                let key = ObjectKey::of(object);
-                let touched = index.put(&key, Names::of(object));
+                let key = ObjectKey::of(&object);
+                let touched = index.put(&key, &object);
                 Folded { look_at: touched, gone: Vec::new() }
             }
             Event::Delete(object) => {
-                let key = ObjectKey::of(object);
+                let key = ObjectKey::of(&object);
                 let look_at = index.remove(&key);
                 Folded { look_at, gone: vec![key] }
             }
@@ -303,8 +292,10 @@ pub struct Folded {
 
 impl Index {
     /// Returns the object, and those that share its old or new target where that is new.
-    fn put(&mut self, key: &ObjectKey, names: Names) -> Vec<ObjectKey> {
-        let before = self.objects.get(key).cloned();
+    fn put(&mut self, key: &ObjectKey, object: &Guarded) -> Vec<ObjectKey> {
+        let Some(packed) = Packed::new(object) else { return Vec::new() };
+        let names = Names::of(object);
+        let before = self.objects.get(key).map(|kept| kept.names.clone());
         let mut touched = vec![key.clone()];
         let renamed = before.as_ref().is_none_or(|old| {
             old.target != names.target || old.credentials != names.credentials || old.uid != names.uid
@@ -323,15 +314,15 @@ impl Index {
             touched.extend(names.target.iter().flat_map(|target| self.naming(&key.beside(target))));
             touched.extend(names.credentials.iter().flat_map(|name| self.newly_shared(&key.beside(name))));
         }
-        self.objects.insert(key.clone(), names);
+        self.objects.insert(key.clone(), Kept { names, object: packed });
         touched.sort();
         touched.dedup();
         touched
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Vec<ObjectKey> {
-        let Some(names) = self.objects.remove(key) else { return Vec::new() };
-        self.unlink(key, &names)
+        let Some(kept) = self.objects.remove(key) else { return Vec::new() };
+        self.unlink(key, &kept.names)
     }
 
     /// Returns those that share its Secrets.

@@ -15,16 +15,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
-use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
-use kube::runtime::reflector;
-use kube::runtime::watcher;
 use kube::{Client, Resource as _, ResourceExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::caches::{Caches, Guarded, ObjectKey};
 use crate::clock::{Clock, Moment};
@@ -38,6 +36,7 @@ use crate::memory::{Memories, Memory};
 use crate::plan::{self, Observed, Plan};
 use crate::secret::{self, Owner, Version};
 use crate::telemetry::{Metrics, Probes};
+use crate::work::{Action, Work};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
 const CONCURRENCY_BESIDE_GRANTS: u16 = 32;
@@ -117,7 +116,8 @@ pub struct Context {
 struct Scope {
     context: Arc<Context>,
     called: mpsc::UnboundedReceiver<ObjectKey>,
-    secrets_listed: tokio::sync::oneshot::Receiver<()>,
+    /// Of the objects and of the Secrets.
+    listed: [oneshot::Receiver<()>; 2],
 }
 
 /// What runs beside the controllers, and ends after them.
@@ -166,32 +166,28 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
 }
 
 fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &Background) -> Scope {
-    let (store, writer) = reflector::store();
     let (calls, called) = mpsc::unbounded_channel();
-    let (when_listed, secrets_listed) = tokio::sync::oneshot::channel();
+    let (objects_are_listed, objects_listed) = oneshot::channel();
+    let (secrets_are_listed, secrets_listed) = oneshot::channel();
     let is_whole_cluster = namespace.is_none();
-    let (shared, caches) = (Arc::clone(shared), Arc::new(Caches::new(store)));
+    let (shared, caches) = (Arc::clone(shared), Arc::new(Caches::default()));
     let context = Arc::new(Context { shared, caches, namespace, calls });
-    background.spawn(Arc::clone(&context).watch_secrets(when_listed));
-    background.spawn(Arc::clone(&context).watch_objects(writer));
+    background.spawn(Arc::clone(&context).watch_secrets(secrets_are_listed));
+    background.spawn(Arc::clone(&context).watch_objects(objects_are_listed));
     if is_whole_cluster {
         background.spawn(Arc::clone(&context).watch_namespaces());
     }
-    Scope { context, called, secrets_listed }
+    Scope { context, called, listed: [objects_listed, secrets_listed] }
 }
 
 /// Runs every scope's controller, each as soon as its own watches have shown what there is: a namespace that cannot be
 /// watched holds up no other. The process is ready once all of them have.
 async fn control(shared: &Shared, scopes: Vec<Scope>, shutdown: &CancellationToken) {
     let behind = AtomicUsize::new(scopes.len());
-    let controllers = scopes.into_iter().map(|Scope { context, called, secrets_listed }| {
+    let controllers = scopes.into_iter().map(|Scope { context, called, listed }| {
         let behind = &behind;
         async move {
-            let in_step = async {
-                let _ = secrets_listed.await;
-                let _ = context.caches.store().wait_until_ready().await;
-            };
-            if shutdown.run_until_cancelled(in_step).await.is_none() {
+            if shutdown.run_until_cancelled(futures::future::join_all(listed)).await.is_none() {
                 return;
             }
             if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -237,9 +233,7 @@ async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
         }
         for key in holding {
             for context in contexts {
-                if let Some(object) = context.caches.credential(&key) {
-                    let _ = Box::pin(reconcile(object, Arc::clone(context))).await;
-                }
+                let _ = Box::pin(reconcile(&key, Arc::clone(context))).await;
             }
         }
         if !shared.memories.holding().is_empty() {
@@ -248,18 +242,52 @@ async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
     }
 }
 
-async fn reconcile_all(context: Arc<Context>, called: mpsc::UnboundedReceiver<ObjectKey>, shutdown: CancellationToken) {
+/// Looks at whoever is called or due, so many at a time, until shutdown; then returns as the last look ends. To drop it ends those that
+/// are under way.
+async fn reconcile_all(
+    context: Arc<Context>,
+    mut called: mpsc::UnboundedReceiver<ObjectKey>,
+    shutdown: CancellationToken,
+) {
     let concurrency = context.shared.settings.token_concurrency.saturating_add(CONCURRENCY_BESIDE_GRANTS);
-    let calls =
-        futures::stream::unfold(called, |mut called| async move { called.recv().await.map(|key| (key, called)) });
-    let none = futures::stream::pending::<Result<Guarded, watcher::Error>>();
-    Controller::for_stream(none, context.caches.store())
-        .with_config(ControllerConfig::default().concurrency(concurrency))
-        .reconcile_on(calls.map(|key: ObjectKey| key.reference()))
-        .graceful_shutdown_on(shutdown.cancelled_owned())
-        .run(reconcile_apart, error_policy, Arc::clone(&context))
-        .for_each(|_| std::future::ready(()))
-        .await;
+    let (mut work, mut passes) = (Work::default(), JoinSet::new());
+    while !shutdown.is_cancelled() || !passes.is_empty() {
+        while !shutdown.is_cancelled()
+            && passes.len() < usize::from(concurrency)
+            && let Some(key) = work.start()
+        {
+            // A task of its own: only those that move are polled.
+            passes.spawn(pass_over(key, Arc::clone(&context)));
+        }
+        let due = work.next_timer();
+        tokio::select! {
+            Some(ended) = passes.join_next() => match ended {
+                Ok((key, action)) => work.done(key, action, Instant::now()),
+                Err(ended) => if let Ok(panic) = ended.try_into_panic() {
+                    std::panic::resume_unwind(panic);
+                }
+            },
+            Some(key) = called.recv() => work.call(key),
+            () = at(due) => work.call_due(Instant::now()),
+            () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
+        }
+        while let Ok(key) = called.try_recv() {
+            work.call(key);
+        }
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn pass_over(key: ObjectKey, context: Arc<Context>) -> (ObjectKey, Action) {
+    let result = Box::pin(reconcile(&key, Arc::clone(&context))).await;
+    let action = result.unwrap_or_else(|error| error_policy(&key, &error, &context));
+    (key, action)
 }
 
 /// Both Secrets, as just read.
@@ -276,30 +304,19 @@ impl Sight {
     }
 }
 
-/// Each pass is a task of its own: kube's runner polls everything that it runs whenever one of them moves.
-async fn reconcile_apart(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
-    match AbortOnDropHandle::new(tokio::spawn(reconcile(object, context))).await {
-        Ok(result) => result,
-        Err(ended) => match ended.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends.
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
-
-async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Error> {
+    let Some(object) = context.caches.credential(key) else { return Ok(Action::await_change()) };
     let started = std::time::Instant::now();
-    let result = match object.credential() {
-        Some(credential) => {
+    let result = match object.read() {
+        Ok(credential) => {
             let result = Box::pin(context.pass(&credential)).await;
             let was_called = Box::pin(context.end_pass(&credential)).await;
             match (result, was_called) {
-                (Ok(action), true) => Ok(context.answer_call(&key_of(&owner_of(&credential))).unwrap_or(action)),
+                (Ok(action), true) => Ok(context.answer_call(key).unwrap_or(action)),
                 (result, _) => result,
             }
         }
-        None => context.report_broken(object.meta()).await,
+        Err(metadata) => context.report_broken(&metadata).await,
     };
     let outcome = result.as_ref().err().map_or("Ok", Error::reason);
     context.shared.settings.metrics.reconcile(outcome, started.elapsed().as_secs_f64());
@@ -307,11 +324,9 @@ async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action
 }
 
 /// What the API server did not do is tried again soon: a token may be waiting to be written.
-#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
-fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let key = ObjectKey::of(&*object);
-    let uid = object.uid().unwrap_or_default();
-    let failures = context.shared.memories.with(&key, &uid, |memory| {
+fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
+    let uid = context.caches.uid(key).unwrap_or_default();
+    let failures = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
         memory.api_failures
     });
@@ -375,7 +390,7 @@ impl Context {
     /// Answers a call that came during a pass, now that the pass has ended: mostly it was for the pass's own writes, there is
     /// nothing more to do and to say, and another pass would only find that. Else the object is called again.
     fn answer_call(&self, key: &ObjectKey) -> Option<Action> {
-        let settled = self.caches.credential(key).and_then(|object| object.credential()).and_then(|credential| {
+        let settled = self.caches.credential(key).and_then(Guarded::credential).and_then(|credential| {
             let o = self.observe(&credential);
             let action = self.as_it_rests(&o, &credential);
             self.shared.memories.shown(key, &Version::of(&credential.metadata));

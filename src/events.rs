@@ -12,9 +12,9 @@ use crate::error::CALL_TIMEOUT;
 use crate::secret::{FIELD_MANAGER, Owner};
 
 /// Events that wait to be written. What comes on top of a full queue is dropped.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 2048;
 /// Events that are being written.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 12;
 
 /// What happened to an object, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -68,6 +68,8 @@ type Place = (Timestamp, u64);
 struct Waiting {
     place: Place,
     since: Instant,
+    /// It was told once that it has waited long.
+    was_long: bool,
 }
 
 struct State<K> {
@@ -193,12 +195,17 @@ impl<K: Clone + Ord + Hash> Grants<K> {
             || state.waiting.get(key).map(waited).is_some_and(|waited| waited >= LONG_WAIT)
     }
 
-    /// Whoever has waited so long that it should say so.
+    /// Whoever has waited so long by now that it should say so, once.
     #[must_use]
-    pub fn waiting_long(&self) -> Vec<K> {
-        let state = self.state();
-        let long = state.waiting.iter().filter(|(_, waiting)| waiting.since.elapsed() >= LONG_WAIT);
-        long.map(|(key, _)| key.clone()).collect()
+    pub fn long_waiting(&self) -> Vec<K> {
+        let is_due = |waiting: &Waiting| !waiting.was_long && waiting.since.elapsed() >= LONG_WAIT;
+        let mut state = self.state();
+        let due = state.waiting.iter_mut().filter(|(_, waiting)| is_due(waiting));
+        due.map(|(key, waiting)| {
+            waiting.was_long = true;
+            key.clone()
+        })
+        .collect()
     }
 
     /// Takes an object out of the queue: it needs no token any more.
@@ -308,12 +315,12 @@ impl<K: Clone + Ord + Hash> State<K> {
         if earlier.is_some_and(|waiting| waiting.place.0 == urgency) {
             return;
         }
-        let since = earlier.map_or_else(Instant::now, |waiting| waiting.since);
+        let (since, was_long) = earlier.map_or((Instant::now(), false), |waiting| (waiting.since, waiting.was_long));
         self.forget(key);
         self.came += 1;
         let place = (urgency, self.came);
         self.queue.insert(place, key.clone());
-        self.waiting.insert(key.clone(), Waiting { place, since });
+        self.waiting.insert(key.clone(), Waiting { place, since, was_long });
     }
 
     fn forget(&mut self, key: &K) {

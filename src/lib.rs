@@ -12,6 +12,7 @@
 //! | [`plan`] | `plan(&Observed) -> Plan` | `async`, a client, a clock |
 //! | [`token`] | `POST /token`, its answers and errors | Kubernetes |
 //! | [`grants`] | the queue of grants, the limiter, the endpoint's health | Kubernetes |
+//! | [`work`] | the work queue: who is to be looked at, and when | IO, clocks |
 //! | [`lease`] | leader election | what a leader does |
 //! | [`apply`] | reads and conditional writes | HTTP to Money-Go, decisions |
 //! | [`caches`] | what the watches have shown, folded | requests, decisions |
@@ -22,7 +23,7 @@
 //! | [`error`] | what a call of the API server can end in | errors of the token endpoint ([`token::TokenError`]) |
 //! | [`telemetry`] | logs, metrics, probes | secrets |
 //!
-//! Dependencies point one way: `controller → {grants → token, apply, lease, caches, memory, events}`, `controller → plan →
+//! Dependencies point one way: `controller → {grants → token, apply, lease, caches, memory, events, work}`, `controller → plan →
 //! {secret, status} → {schedule, digest, crd}`. Nothing imports `controller`.
 //!
 //! # Invariants
@@ -49,3 +50,4 @@ pub mod secret;
 pub mod status;
 pub mod telemetry;
 pub mod token;
+pub mod work;

@@ -1,4 +1,4 @@
-//! An object of ours as it is kept between two looks.
+//! An object of ours as it comes from the API server.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,24 +7,29 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::ObjectMeta;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::packed::Packed;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialSpec, MoneyGoCredentialStatus, annotation};
 
 /// An object of ours, or what is left of one that cannot be read: an older schema's, or made by hand. It stops itself and
 /// no other.
 ///
 /// kube's `DeserializeGuard` is for the same, but makes a tree of values of each object first, and keeps all of it.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(from = "Sent")]
 pub struct Guarded {
     metadata: ObjectMeta,
-    /// `None` where it cannot be read.
-    body: Option<Packed>,
+    #[serde(flatten)]
+    body: Option<Body>,
 }
 
-type Body = (MoneyGoCredentialSpec, Option<MoneyGoCredentialStatus>);
+#[derive(Clone, Serialize)]
+struct Body {
+    spec: MoneyGoCredentialSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<MoneyGoCredentialStatus>,
+}
 
 /// As much of an object as any has.
 #[derive(Deserialize)]
@@ -51,11 +56,37 @@ struct SentMeta {
 }
 
 impl Guarded {
-    /// The object; `None` where it cannot be read.
+    /// The object.
+    ///
+    /// # Errors
+    /// Its metadata, where the rest cannot be read.
+    pub fn read(self) -> Result<MoneyGoCredential, Box<ObjectMeta>> {
+        match self.body {
+            Some(Body { spec, status }) => Ok(MoneyGoCredential { metadata: self.metadata, spec, status }),
+            None => Err(Box::new(self.metadata)),
+        }
+    }
+
+    /// The object, where it can be read.
     #[must_use]
-    pub fn credential(&self) -> Option<MoneyGoCredential> {
-        let (spec, status): Body = self.body.as_ref()?.value()?;
-        Some(MoneyGoCredential { metadata: self.metadata.clone(), spec, status })
+    pub fn credential(self) -> Option<MoneyGoCredential> {
+        self.read().ok()
+    }
+
+    /// The Secret with the client's id and secret, and the target, where it can be read.
+    pub(super) fn names(&self) -> Option<(&str, &str)> {
+        let spec = &self.body.as_ref()?.spec;
+        let target = spec.target.as_ref().and_then(|target| target.name.as_deref());
+        Some((&spec.credentials_ref.name, target.or(self.metadata.name.as_deref()).unwrap_or_default()))
+    }
+}
+
+impl From<Sent> for Guarded {
+    fn from(Sent { metadata, spec, status }: Sent) -> Self {
+        let spec = MoneyGoCredentialSpec::deserialize(spec).ok();
+        let status = status.map(MoneyGoCredentialStatus::deserialize).transpose().ok();
+        let body = spec.zip(status).map(|(spec, status)| Body { spec, status });
+        Self { metadata: metadata.into(), body }
     }
 }
 
@@ -76,16 +107,6 @@ impl From<SentMeta> for ObjectMeta {
             annotations: annotations.filter(|annotations| !annotations.is_empty()),
             ..Self::default()
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Guarded {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Sent { metadata, spec, status } = Sent::deserialize(deserializer)?;
-        let spec = MoneyGoCredentialSpec::deserialize(spec).ok();
-        let status = status.map(MoneyGoCredentialStatus::deserialize).transpose().ok();
-        let body: Option<Body> = spec.zip(status);
-        Ok(Self { metadata: metadata.into(), body: body.as_ref().and_then(Packed::new) })
     }
 }
 

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use kube::ResourceExt as _;
-use kube::runtime::controller::Action;
 
 use super::observe::held_facts;
 use super::{Context, LAST_ATTEMPTS, LAST_SECOND, Sight, key_of};
 use crate::apply;
-use crate::caches::ObjectKey;
+use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
@@ -19,6 +18,7 @@ use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Found, Issue, Version};
 use crate::status::Failure;
 use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
+use crate::work::Action;
 
 impl Context {
     pub(super) async fn mint(
@@ -111,7 +111,7 @@ impl Context {
     /// Writes a token that has just come, to where it can be written now.
     pub(super) async fn deliver(&self, o: &mut Observed, sight: Sight) -> Result<Action, Error> {
         let object = self.caches.credential(&key_of(&o.owner));
-        let credential = object.and_then(|object| object.credential());
+        let credential = object.and_then(Guarded::credential);
         let Some(credential) = credential.filter(|found| found.uid().as_ref() == Some(&o.owner.uid)) else {
             return self.deliver_to_what_remains(o, sight).await;
         };

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
-use kube::runtime::controller::Action;
 
 use super::observe::newest_version;
 use super::{Context, WAITS_BEFORE_REPORT, key_of};
 use crate::apply;
+use crate::caches::Guarded;
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::Notice;
@@ -15,6 +15,7 @@ use crate::plan::{self, Observed, Plan};
 use crate::schedule;
 use crate::secret::{Owner, Version};
 use crate::status::{self, State};
+use crate::work::Action;
 
 impl Context {
     pub(super) async fn account(&self, o: &mut Observed) -> Result<Action, Error> {
@@ -32,7 +33,7 @@ impl Context {
     ) -> Result<Action, Error> {
         let key = key_of(&o.owner);
         let object = self.caches.credential(&key);
-        let credential = object.and_then(|object| object.credential());
+        let credential = object.and_then(Guarded::credential);
         let Some(credential) = credential.filter(|credential| credential.uid().as_ref() == Some(&o.owner.uid)) else {
             return Ok(Action::await_change());
         };

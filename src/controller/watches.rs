@@ -8,10 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::reflector;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource as _};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST};
@@ -37,7 +37,8 @@ impl Context {
         namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
     }
 
-    pub(super) async fn watch_objects(self: Arc<Self>, mut writer: reflector::store::Writer<Guarded>) {
+    pub(super) async fn watch_objects(self: Arc<Self>, listed: oneshot::Sender<()>) {
+        let mut listed = Some(listed);
         let mut config = watcher::Config::default();
         if let Some(selector) = &self.shared.settings.label_selector {
             config = config.labels(selector);
@@ -46,15 +47,24 @@ impl Context {
         let events = watcher::watcher(api, config).backoff(backoff());
         follow("MoneyGoCredentials", events, |event| {
             let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
-            let folded = self.caches.fold_object(&mut writer, &event);
+            let is_whole = matches!(event, Event::InitDone);
+            let shown = if let Event::Apply(object) = &event {
+                Some((ObjectKey::of(object), Version::of(object.meta())))
+            } else {
+                None
+            };
+            let folded = self.caches.fold_object(event);
             for key in folded.gone {
                 self.forget(&key);
             }
-            if let Event::Apply(object) = &event {
-                self.shared.memories.shown(&ObjectKey::of(object), &Version::of(object.meta()));
+            if let Some((key, version)) = shown {
+                self.shared.memories.shown(&key, &version);
             }
             if !own {
                 self.call_all(folded.look_at);
+            }
+            if is_whole && let Some(listed) = listed.take() {
+                let _ = listed.send(());
             }
         })
         .await;
@@ -65,7 +75,7 @@ impl Context {
         self.shared.memories.wrote_status(&ObjectKey::of(object), &Version::of(object.meta()))
     }
 
-    pub(super) async fn watch_secrets(self: Arc<Self>, listed: tokio::sync::oneshot::Sender<()>) {
+    pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
         let mut listed = Some(listed);
         let events =
             watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).backoff(backoff());
@@ -293,7 +303,7 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
         tokio::time::sleep(HEARTBEAT).await;
         let jumped = shared.is_clock_off();
         *shared.last_beat() = shared.clocks();
-        for key in shared.settings.grants.waiting_long() {
+        for key in shared.settings.grants.long_waiting() {
             for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
                 context.call(key.clone());
             }

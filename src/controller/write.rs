@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
-use kube::runtime::controller::Action;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::apply;
@@ -17,6 +16,7 @@ use crate::plan::{self, Credentials, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Content, Facts, Found, Issue, Ownership};
 use crate::token::AccessToken;
+use crate::work::Action;
 
 impl Context {
     pub(super) async fn store(&self, o: &mut Observed, held: HeldToken, sight: Sight) -> Result<Action, Error> {

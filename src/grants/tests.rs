@@ -168,7 +168,7 @@ async fn who_is_known_to_need_a_token_is_queued_at_once_where_the_queue_is_short
     }
     assert!(!queue.grants.enqueue(&"g", in_secs(-9)), "more than the limiter takes in five seconds: it is to say so");
     assert!(queue.grants.is_long_wait(&"b"));
-    assert_eq!(queue.grants.waiting_long(), Vec::<Key>::new());
+    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new());
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,9 +180,10 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
     tokio::time::advance(LONG_WAIT).await;
     queue.enqueue("a", in_secs(-2));
     assert!(queue.grants.is_long_wait(&"a"), "another urgency begins no other wait");
-    assert_eq!(queue.grants.waiting_long(), ["a"]);
+    assert_eq!(queue.grants.long_waiting(), ["a"]);
+    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new(), "once");
     queue.grants.withdraw(&"a");
-    assert_eq!(queue.grants.waiting_long(), Vec::<Key>::new());
+    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,174 @@
+//! The work queue: which objects are to be looked at now, and which at a later moment. The same object is never looked at twice at
+//! once. What client-go's `workqueue` is to its controllers; no IO, no clock.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// When an object is looked at again, where nothing happens to it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    after: Option<Duration>,
+}
+
+impl Action {
+    /// After this long.
+    #[must_use]
+    pub fn requeue(after: Duration) -> Self {
+        Self { after: Some(after) }
+    }
+
+    /// Not before something happens.
+    #[must_use]
+    pub fn await_change() -> Self {
+        Self { after: None }
+    }
+}
+
+/// A work queue. `K` names an object.
+#[derive(Debug)]
+pub struct Work<K> {
+    /// In the order in which they were called.
+    ready: VecDeque<K>,
+    is_ready: HashSet<K>,
+    running: HashSet<K>,
+    /// Called while they run.
+    again: HashSet<K>,
+    timers: BTreeSet<(Instant, K)>,
+    timer_of: HashMap<K, Instant>,
+}
+
+impl<K> Default for Work<K> {
+    fn default() -> Self {
+        Self {
+            ready: VecDeque::new(),
+            is_ready: HashSet::new(),
+            running: HashSet::new(),
+            again: HashSet::new(),
+            timers: BTreeSet::new(),
+            timer_of: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Clone + Ord + Hash> Work<K> {
+    /// An object is to be looked at now: once, however often it is called before that.
+    pub fn call(&mut self, key: K) {
+        if self.running.contains(&key) {
+            self.again.insert(key);
+        } else if self.is_ready.insert(key.clone()) {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// The next object to be looked at: it runs from here on, and what was planned for later is off.
+    pub fn start(&mut self) -> Option<K> {
+        let key = self.ready.pop_front()?;
+        self.is_ready.remove(&key);
+        self.forget_timer(&key);
+        self.running.insert(key.clone());
+        Some(key)
+    }
+
+    /// An object was looked at.
+    pub fn done(&mut self, key: K, action: Action, now: Instant) {
+        self.running.remove(&key);
+        let at = action.after.map(|after| now.checked_add(after));
+        if self.again.remove(&key) || at.flatten().is_some_and(|at| at <= now) {
+            self.call(key);
+        } else if let Some(Some(at)) = at {
+            self.timers.insert((at, key.clone()));
+            self.timer_of.insert(key, at);
+        }
+    }
+
+    /// When the next object is due.
+    #[must_use]
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Calls whoever is due.
+    pub fn call_due(&mut self, now: Instant) {
+        while let Some((at, key)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, key.clone()));
+            self.timer_of.remove(&key);
+            self.call(key);
+        }
+    }
+
+    fn forget_timer(&mut self, key: &K) {
+        if let Some(at) = self.timer_of.remove(key) {
+            self.timers.remove(&(at, key.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(work: &mut Work<&'static str>) -> Vec<&'static str> {
+        std::iter::from_fn(|| work.start()).collect()
+    }
+
+    #[test]
+    fn who_is_called_is_looked_at_once_and_in_order() {
+        let mut work = Work::default();
+        for key in ["b", "a", "b", "c", "a"] {
+            work.call(key);
+        }
+        assert_eq!(start(&mut work), ["b", "a", "c"]);
+    }
+
+    #[test]
+    fn who_is_called_while_it_runs_is_looked_at_once_more_and_not_before() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        work.call("a");
+        assert_eq!(start(&mut work), ["a"]);
+        work.call("a");
+        work.call("a");
+        assert_eq!(start(&mut work), [""; 0]);
+        work.done("a", Action::requeue(Duration::from_secs(9)), now);
+        assert_eq!(start(&mut work), ["a"]);
+        assert_eq!(work.next_timer(), None, "the look that is under way tells when the next is");
+        work.done("a", Action::await_change(), now);
+        assert_eq!(start(&mut work), [""; 0]);
+    }
+
+    #[test]
+    fn who_is_due_is_looked_at_then_and_a_call_before_that_takes_its_place() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        for (key, secs) in [("a", 2), ("b", 1), ("c", 3)] {
+            work.call(key);
+            assert_eq!(start(&mut work), [key]);
+            work.done(key, Action::requeue(Duration::from_secs(secs)), now);
+        }
+        let after = |secs| now + Duration::from_secs(secs);
+        work.call_due(now);
+        assert_eq!(start(&mut work), [""; 0]);
+        assert_eq!(work.next_timer(), Some(after(1)));
+        work.call("a");
+        assert_eq!(start(&mut work), ["a"]);
+        work.done("a", Action::await_change(), after(1));
+        work.call_due(after(2));
+        assert_eq!(start(&mut work), ["b"], "a was looked at meanwhile");
+        work.call_due(after(3));
+        assert_eq!(start(&mut work), ["c"]);
+        assert!(work.timer_of.is_empty() && work.timers.is_empty() && work.is_ready.is_empty());
+    }
+
+    #[test]
+    fn no_wait_at_all_is_behind_those_that_are_ready() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        work.call("a");
+        assert_eq!(start(&mut work), ["a"]);
+        work.call("b");
+        work.done("a", Action::requeue(Duration::ZERO), now);
+        assert_eq!(start(&mut work), ["b", "a"]);
+        work.done("b", Action::requeue(Duration::MAX), now);
+        assert_eq!(work.next_timer(), None, "no clock reaches that");
+    }
+}
