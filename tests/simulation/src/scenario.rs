@@ -17,7 +17,9 @@ use crate::world::{Shared, World, lock};
 pub const OUTAGES: [Millis; 12] =
     [SECOND, 10 * SECOND, MINUTE, 10 * MINUTE, HOUR, 6 * HOUR, DAY, 3 * DAY, 9 * DAY, 15 * DAY, 29 * DAY, 40 * DAY];
 
-fn calm(objects: usize, lifetime: Millis) -> Setting {
+/// A world without faults: one replica, and objects with nothing but the defaults.
+#[must_use]
+pub fn calm(objects: usize, lifetime: Millis) -> Setting {
     let object = ObjectSetting { renew: Renew::Unset, retain: false, more_keys: false, foreign: false };
     Setting {
         seed: 1,
