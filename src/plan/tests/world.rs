@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Whatever happens, an object rests after fewer reconciles.
+pub(super) const MOST_PASSES: usize = 12;
+
 /// What the endpoint answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -432,7 +435,7 @@ impl World {
     /// Reconciles until there is nothing more to do now, and once more to see that this stays so.
     #[track_caller]
     pub(super) fn settle(&mut self) {
-        for _ in 0..12 {
+        for _ in 0..MOST_PASSES {
             if !self.pass() {
                 let before = (self.grants.len(), self.writes, self.status.clone());
                 assert!(!self.pass(), "what rested does not rest");
@@ -498,7 +501,7 @@ pub(super) fn rejected() -> World {
     let mut world = scene();
     world.set_credentials("id", "rotated");
     world.answer = Answer::Rejected;
-    while world.pass() && world.status.failed_attempts.is_none() {}
+    world.pass_until_one_fails();
     world.settle();
     assert_eq!(world.condition(ConditionType::Refreshed), ("False", "InvalidClient"));
     world.forget_the_past();
@@ -506,9 +509,21 @@ pub(super) fn rejected() -> World {
 }
 
 impl World {
+    /// Reconciles until an attempt has failed, or there is nothing more to do now.
+    #[track_caller]
+    pub(super) fn pass_until_one_fails(&mut self) {
+        let before = self.status.failed_attempts;
+        for _ in 0..MOST_PASSES {
+            if !self.pass() || self.status.failed_attempts != before {
+                return;
+            }
+        }
+        panic!("it never rests");
+    }
+
     /// As `settle`, where an attempt is due that fails.
     pub(super) fn settle_failing(&mut self) {
-        for _ in 0..12 {
+        for _ in 0..MOST_PASSES {
             if !self.pass() {
                 return;
             }
