@@ -79,8 +79,8 @@ const SCENARIOS: [Scenario; 7] = [
     },
     Scenario {
         name: "written worlds",
-        build: &["test", "--quiet", "--package", "moneygo-simulation", "--no-run"],
-        arguments: &["test", "--package", "moneygo-simulation"],
+        build: &["test", "--quiet", "--package", "moneygo-simulation", "--test", "written", "--no-run"],
+        arguments: &["test", "--package", "moneygo-simulation", "--test", "written"],
     },
     Scenario {
         name: "integration tests",

@@ -3,9 +3,7 @@
 
 use moneygo_simulation::node::token_clients;
 use moneygo_simulation::run::run_seed;
-use moneygo_simulation::scenario;
 use moneygo_simulation::search::run_seeds;
-use moneygo_simulation::time::DAY;
 
 /// Seeds in which two objects are due in the same millisecond, so that the order of a hash map decides who comes first.
 const TIES: [u64; 2] = [80, 185];
@@ -26,18 +24,4 @@ fn every_promise_is_kept_in_some_worlds() {
     let sum = run_seeds(1, 40, 2, 1).unwrap();
     assert!(sum.failed.is_empty(), "cargo xtask simulate --seed …: {:?}", sum.failed);
     assert!(sum.counts.crashes > 0 && sum.counts.grants > 0);
-}
-
-#[test]
-fn a_refused_client_is_asked_for_at_most_24_times_a_day_and_at_once_when_it_is_corrected() {
-    let outcome = scenario::refused(&token_clients().unwrap(), DAY).unwrap();
-    assert_eq!(outcome.violation, None);
-    let days = 10;
-    assert!((days..=24 * days).contains(&outcome.counts.posts), "{} requests", outcome.counts.posts);
-}
-
-#[test]
-fn a_crowd_is_no_flood() {
-    let crowd = scenario::crowd(&token_clients().unwrap(), 500).unwrap();
-    assert!(crowd.expired > 100 && crowd.expired < 400, "{crowd:?}");
 }

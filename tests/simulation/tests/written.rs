@@ -6,7 +6,7 @@
 use moneygo_operator::crd::Reason;
 use moneygo_simulation::node::{Node, token_clients};
 use moneygo_simulation::run::alone;
-use moneygo_simulation::scenario::calm;
+use moneygo_simulation::scenario::{self, calm};
 use moneygo_simulation::schedule::{Away, Blow, Disturbance, Setting, Trigger, What};
 use moneygo_simulation::store::Kind;
 use moneygo_simulation::time::{self, DAY, HOUR, MINUTE, Millis, SECOND};
@@ -235,4 +235,18 @@ fn the_status_of_a_suspended_object_says_so_when_its_token_expires() {
         assert_eq!(ready(&lock(&play.world)), has_expired);
         assert_eq!(play.token_of_grants(), (Some(1), 1));
     });
+}
+
+#[test]
+fn a_refused_client_is_asked_for_at_most_24_times_a_day_and_at_once_when_it_is_corrected() {
+    let outcome = scenario::refused(&token_clients().unwrap(), DAY).unwrap();
+    assert_eq!(outcome.violation, None);
+    let days = 10;
+    assert!((days..=24 * days).contains(&outcome.counts.posts), "{} requests", outcome.counts.posts);
+}
+
+#[test]
+fn a_crowd_is_no_flood() {
+    let crowd = scenario::crowd(&token_clients().unwrap(), 500).unwrap();
+    assert!(crowd.expired > 100 && crowd.expired < 400, "{crowd:?}");
 }
