@@ -179,6 +179,9 @@ fn an_object_that_cannot_be_read_is_told_once_for_each_generation() {
     let status = &patch["status"];
     assert!(says_unreadable(status, Some(3)));
     assert!(!says_unreadable(status, Some(4)), "an edited object is judged anew");
+    let mut without_ready = status.clone();
+    without_ready["conditions"].as_array_mut().unwrap().retain(|one| one["type"] != "Ready");
+    assert!(!says_unreadable(&without_ready, Some(3)), "Ready is what people look at");
     let read: MoneyGoCredentialStatus = serde_json::from_value(status.clone()).unwrap();
     let told: Vec<_> = read.conditions.iter().map(|one| (one.type_.as_str(), one.status.as_str())).collect();
     assert_eq!(told, [("Ready", "False"), ("Refreshed", "False"), ("Stalled", "True")]);
