@@ -112,8 +112,12 @@ impl<'a> Tools<'a> {
     }
 
     fn may(&self, verb: &str, resource: &str, namespace: &str) -> bool {
-        let subject = "--as=system:serviceaccount:moneygo-system:moneygo-operator";
-        let answer = self.kubectl(&["auth", "can-i", verb, resource, subject, "--namespace", namespace], "");
+        self.may_account("moneygo-operator", verb, resource, namespace)
+    }
+
+    fn may_account(&self, account: &str, verb: &str, resource: &str, namespace: &str) -> bool {
+        let subject = format!("--as=system:serviceaccount:moneygo-system:{account}");
+        let answer = self.kubectl(&["auth", "can-i", verb, resource, &subject, "--namespace", namespace], "");
         answer.is_ok_and(|answer| answer.trim() == "yes")
     }
 }
@@ -152,7 +156,7 @@ async fn every_rendering_is_accepted() {
         plane.install_crd(definition).await.unwrap();
     }
     let files = value_files();
-    assert!(files.len() >= 25, "{} files", files.len());
+    assert!(files.len() >= 35, "{} files", files.len());
     let mut pods = Vec::new();
     for (file, values) in &files {
         let rendered = tools.render(values).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -161,9 +165,11 @@ async fn every_rendering_is_accepted() {
         let objects = objects(&rendered);
         println!("{file}: {} objects", objects.len());
         assert_eq!(applied.lines().count(), objects.len(), "{file}: {applied}");
-        let pod = pod(file, of_kind(&objects, "Deployment")[0]);
-        check_arguments(file, &pod["spec"]["containers"][0]["args"]);
-        pods.push(pod);
+        for (number, deployment) in of_kind(&objects, "Deployment").into_iter().enumerate() {
+            let pod = pod(&format!("{}-{number}", file.trim_end_matches("-values.yaml")), deployment);
+            check_arguments(file, &pod["spec"]["containers"][0]["args"]);
+            pods.push(pod);
+        }
     }
     // The level `restricted` is enforced for Pods alone.
     let pods = json!({"apiVersion": "v1", "kind": "List", "items": pods});
@@ -171,12 +177,12 @@ async fn every_rendering_is_accepted() {
 }
 
 /// As the Deployment's controller would make it, but for the service account: that of the release is not there.
-fn pod(file: &str, deployment: &Value) -> Value {
+fn pod(name: &str, deployment: &Value) -> Value {
     let template = &deployment["spec"]["template"];
     let mut spec = template["spec"].clone();
     spec["serviceAccountName"] = "default".into();
     let metadata = json!({
-        "name": file.trim_end_matches("-values.yaml"),
+        "name": name,
         "namespace": deployment["metadata"]["namespace"],
         "labels": template["metadata"]["labels"],
         "annotations": template["metadata"]["annotations"],
@@ -202,7 +208,7 @@ async fn what_is_misspelt_or_wrong_is_refused() {
     let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
     let kinds: Vec<Refusals> = serde_yaml::from_str(REFUSED).unwrap();
     let cases: Vec<_> = kinds.into_iter().flat_map(|kind| kind.cases).collect();
-    assert!(cases.len() >= 40, "{} cases", cases.len());
+    assert!(cases.len() >= 85, "{} cases", cases.len());
     for Refusal { values, names } in &cases {
         let error = tools.render(values).expect_err(values);
         assert!(error.contains(names), "{values}: {error}");
@@ -216,9 +222,102 @@ async fn roles_are_those_of_the_documents() {
     for (values, document) in [
         ("{}", include_str!("../docs/rbac/cluster.yaml")),
         ("watchNamespaces: [payments]", include_str!("../docs/rbac/namespaced.yaml")),
+        ("shards: [{name: a, watchNamespaces: [payments]}]", include_str!("../docs/rbac/namespaced.yaml")),
     ] {
         assert_eq!(rules(&tools.render(values).unwrap()), rules(document), "{values}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_share_nothing_that_works() {
+    let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
+    let files = value_files();
+    let (_, values) = files.iter().find(|(file, _)| file.contains("-shards-values")).expect("a value file");
+    let objects = objects(&tools.render(values).unwrap());
+    let deployments = of_kind(&objects, "Deployment");
+    assert_eq!(deployments.len(), 2);
+
+    for kind in ["Deployment", "PodDisruptionBudget"] {
+        for one in of_kind(&objects, kind) {
+            let selector = &one["spec"]["selector"]["matchLabels"];
+            let selects = |other: &&&Value| is_selected(selector, &other["spec"]["template"]["metadata"]["labels"]);
+            let selected: Vec<_> = deployments.iter().filter(selects).map(|other| &other["metadata"]["name"]).collect();
+            assert_eq!(selected, [&one["metadata"]["name"]], "{kind}");
+        }
+    }
+    let budgets: Vec<_> = of_kind(&objects, "PodDisruptionBudget").iter().map(|it| &it["metadata"]["name"]).collect();
+    assert_eq!(budgets, ["moneygo-operator-a"], "the other has one replica");
+    for selector in [
+        &of_kind(&objects, "NetworkPolicy")[0]["spec"]["podSelector"]["matchLabels"],
+        &of_kind(&objects, "Service")[0]["spec"]["selector"],
+        &of_kind(&objects, "PodMonitor")[0]["spec"]["selector"]["matchLabels"],
+    ] {
+        let selects = |other: &&Value| is_selected(selector, &other["spec"]["template"]["metadata"]["labels"]);
+        assert!(deployments.iter().all(selects), "{selector} is for all Pods");
+    }
+
+    let argument = |deployment: &Value, flag: &str| {
+        let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().iter();
+        arguments.filter_map(Value::as_str).find_map(|it| it.strip_prefix(flag)?.strip_prefix('=')).map(str::to_owned)
+    };
+    let all = |flag: &str| deployments.iter().map(|one| argument(one, flag).unwrap()).collect::<Vec<_>>();
+    assert_eq!(all("--watch-namespace"), ["payments,invoices", "elsewhere"]);
+    assert_eq!(all("--leader-elect-lease-name"), ["moneygo-operator-a", "moneygo-operator-b"]);
+    assert_eq!(all("--token-requests-per-second"), ["20", "2.5"]);
+    let replicas: Vec<_> = deployments.iter().map(|one| &one["spec"]["replicas"]).collect();
+    assert_eq!(replicas, [3, 1]);
+}
+
+fn is_selected(selector: &Value, labels: &Value) -> bool {
+    selector.as_object().unwrap().iter().all(|(label, value)| labels[label] == *value)
+}
+
+/// The release's own name differs, so that the accounts are of this test alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_may_do_nothing_in_the_namespaces_of_another() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let tools = Tools::with_namespaces(plane).await;
+    let run = |verb: &str, values: &str| {
+        let arguments = [verb, "sharded", CHART, "--namespace=moneygo-system", "--wait=hookOnly", "--values=-"];
+        tools.helm(&[&arguments[..], &["--set=crds.enabled=false"]].concat(), values).unwrap()
+    };
+    let both = |a: &str, b: &str| {
+        format!("shards: [{{name: a, watchNamespaces: [{a}]}}, {{name: b, watchNamespaces: [{b}]}}]")
+    };
+    // Who may do what the operator does in each namespace, in the order of `watched`.
+    let watched = ["payments", "invoices", "elsewhere", "moneygo-system"];
+    let may = |shard: &str| {
+        let account = format!("sharded-moneygo-operator-{shard}");
+        let all = |namespace| {
+            let rights = [("list", "secrets"), ("update", "secrets"), ("list", "moneygocredentials.money-go.com")];
+            let granted =
+                rights.iter().filter(|(verb, what)| tools.may_account(&account, verb, what, namespace)).count();
+            assert!(granted == 0 || granted == rights.len(), "{account} has a part of the rights in {namespace}");
+            assert!(tools.may_account(&account, "update", "leases", "moneygo-system"), "{account} has no Lease");
+            granted > 0
+        };
+        watched.map(all)
+    };
+
+    let notes = run("install", &both("payments, invoices", "elsewhere"));
+    assert!(notes.contains("shard a: payments, invoices\n") && notes.contains("shard b: elsewhere\n"), "{notes}");
+    assert!(notes.contains("rollout status deployment/sharded-moneygo-operator-b"), "{notes}");
+    assert_eq!((may("a"), may("b")), ([true, true, false, false], [false, false, true, false]));
+    let installed = tools.versions("sharded");
+
+    // A namespace is moved: by way of nobody.
+    run("upgrade", &both("payments", "elsewhere"));
+    assert_eq!((may("a"), may("b")), ([true, false, false, false], [false, false, true, false]));
+    run("upgrade", &both("payments", "elsewhere, invoices"));
+    assert_eq!((may("a"), may("b")), ([true, false, false, false], [false, true, true, false]));
+    let moved = tools.versions("sharded");
+    let changed = moved.iter().filter(|(what, version)| installed.get(*what) != Some(version));
+    let changed: Vec<_> = changed.map(|(what, _)| what.replace("sharded-moneygo-operator", "")).collect();
+    assert_eq!(
+        changed,
+        ["Deployment moneygo-system/-a", "Deployment moneygo-system/-b", "Role invoices/-b", "RoleBinding invoices/-b",]
+    );
+    tools.helm(&["uninstall", "sharded", "--namespace=moneygo-system"], "").unwrap();
 }
 
 /// What the roles of a stream of documents allow, by kind and namespace, but for those that are for people.
@@ -364,6 +463,7 @@ spec:
               type: object
               required: [endpoints, selector]
               properties:
+                podTargetLabels: {type: array, items: {type: string}}
                 namespaceSelector: {type: object, properties: {any: {type: boolean}, matchNames: {type: array, items: {type: string}}}}
                 selector: {type: object, properties: {matchLabels: {type: object, additionalProperties: {type: string}}}}
                 endpoints:
@@ -409,6 +509,7 @@ spec:
               type: object
               required: [podMetricsEndpoints, selector]
               properties:
+                podTargetLabels: {type: array, items: {type: string}}
                 namespaceSelector: {type: object, properties: {any: {type: boolean}, matchNames: {type: array, items: {type: string}}}}
                 selector: {type: object, properties: {matchLabels: {type: object, additionalProperties: {type: string}}}}
                 podMetricsEndpoints:

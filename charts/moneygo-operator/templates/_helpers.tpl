@@ -14,15 +14,71 @@
 {{- .Values.namespaceOverride | default .Release.Namespace }}
 {{- end }}
 
+{{/* The ROOT as one shard sees it, put into a dict: list ROOT, SHARD, dict. The shard is an empty dict where there are none. Not by way of YAML, which would
+     make floats of numbers. */}}
+{{- define "moneygo-operator.shard" -}}
+{{- $root := index . 0 }}
+{{- $shard := index . 1 }}
+{{- $values := deepCopy $root.Values }}
+{{- range $key, $value := pick $shard "watchNamespaces" "replicaCount" "resources" }}
+{{- $_ := set $values $key $value }}
+{{- end }}
+{{- with $shard.requestsPerSecond }}
+{{- $_ := set $values.moneyGo "requestsPerSecond" . }}
+{{- end }}
+{{- $_ := mergeOverwrite (index . 2) (dict "Values" $values "Chart" $root.Chart "Release" $root.Release "shard" ($shard.name | default "")) }}
+{{- end }}
+
+{{/* The name of what each shard has for itself. */}}
+{{- define "moneygo-operator.shardName" -}}
+{{- list (include "moneygo-operator.fullname" .) (get . "shard") | compact | join "-" }}
+{{- end }}
+
+{{- define "moneygo-operator.checkShards" -}}
+{{- $of := dict }}
+{{- $names := list }}
+{{- if and .Values.shards .Values.watchNamespaces }}
+{{- fail "watchNamespaces and shards are both set: each shard has watchNamespaces of its own" }}
+{{- end }}
+{{- range .Values.shards }}
+{{- $name := .name }}
+{{- if has $name $names }}
+{{- fail (printf "two shards are called %s" $name) }}
+{{- end }}
+{{- if eq $name "own" }}
+{{- fail "no shard can be called own: the Role in the operator's namespace is" }}
+{{- end }}
+{{- if gt (printf "%s-%s" (include "moneygo-operator.fullname" $) $name | len) 63 }}
+{{- fail (printf "the shard's name %s is too long: behind %s- it would make more than 63 characters" $name (include "moneygo-operator.fullname" $)) }}
+{{- end }}
+{{- if gt (printf "%s-%s" (include "moneygo-operator.leaseName" $) $name | len) 253 }}
+{{- fail (printf "leaderElection.leaseName is too long: with -%s behind it it would have more than 253 characters" $name) }}
+{{- end }}
+{{- $names = append $names $name }}
+{{- range .watchNamespaces }}
+{{- if hasKey $of . }}
+{{- fail (printf "the namespace %s is in two shards, %s and %s: both would ask for its tokens" . (get $of .) $name) }}
+{{- end }}
+{{- $_ := set $of . $name }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "moneygo-operator.serviceAccountName" -}}
-{{- $own := .Values.serviceAccount.create | ternary (include "moneygo-operator.fullname" .) "default" }}
-{{- .Values.serviceAccount.name | default $own }}
+{{- if .Values.serviceAccount.create }}
+{{- list (.Values.serviceAccount.name | default (include "moneygo-operator.fullname" .)) (get . "shard") | compact | join "-" }}
+{{- else }}
+{{- .Values.serviceAccount.name | default "default" }}
+{{- end }}
 {{- end }}
 
 {{/* What finds the Pods. It never changes: a Deployment's selector is immutable. */}}
 {{- define "moneygo-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "moneygo-operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- with get . "shard" }}
+money-go.com/shard: {{ . | quote }}
+{{- end }}
 {{- end }}
 
 {{- define "moneygo-operator.commonLabels" -}}
@@ -74,7 +130,7 @@ annotations:
 {{- end }}
 
 {{- define "moneygo-operator.leaseName" -}}
-{{- .Values.leaderElection.leaseName | default (include "moneygo-operator.fullname" .) }}
+{{- list (.Values.leaderElection.leaseName | default (include "moneygo-operator.fullname" .)) (get . "shard") | compact | join "-" }}
 {{- end }}
 
 {{/* What the operator does with objects and Secrets: the same for a ClusterRole and for the Role of one namespace. */}}
@@ -99,9 +155,9 @@ annotations:
   verbs: [create, patch]
 {{- end }}
 
-{{/* What it does in its own namespace. Nothing where it watches all of them and elects no leader. */}}
+{{/* What it does in its own namespace, each shard the same. Nothing where it watches all of them and elects no leader. */}}
 {{- define "moneygo-operator.ownRules" -}}
-{{- if .Values.watchNamespaces }}
+{{- if or .Values.watchNamespaces .Values.shards }}
 # The key of the digests.
 - apiGroups: [""]
   resources: [secrets]
@@ -118,11 +174,15 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{- define "moneygo-operator.subject" -}}
+- kind: ServiceAccount
+  name: {{ include "moneygo-operator.serviceAccountName" . }}
+  namespace: {{ include "moneygo-operator.namespace" . }}
+{{- end }}
+
 {{- define "moneygo-operator.subjects" -}}
 subjects:
-  - kind: ServiceAccount
-    name: {{ include "moneygo-operator.serviceAccountName" . }}
-    namespace: {{ include "moneygo-operator.namespace" . }}
+  {{- include "moneygo-operator.subject" . | nindent 2 }}
 {{- end }}
 
 {{/* The port of a URL, or nothing. */}}
