@@ -17,6 +17,9 @@
 //! Every test is one for leaks: when a stage is struck, the operators' logs, the statuses and events, and the metadata of the targets are
 //! searched for the client secrets and tokens that were on it ([`Canaries`]).
 //!
+//! Several namespaces of one installation are several stages, each [beside](Setup::beside) the first: they have the stand-in and the operator's own
+//! namespace in common, and [`Stage::let_in`] gives a user the rights of the operator in one more.
+//!
 //! With `MONEYGO_TEST_LOGS=FOLDER` the operators' logs are kept there.
 //!
 //! Tests of one binary share a control plane and run side by side. Use `#[tokio::test(flavor = "multi_thread")]`: the stand-in and the
@@ -33,7 +36,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::panic::Location;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fake_moneygo::{Builder, FakeMoneyGo, Grant};
@@ -86,7 +89,7 @@ pub struct Stage {
     /// The operator, for RBAC and the audit log.
     pub user: User,
     /// The stand-in for Money-Go.
-    pub moneygo: FakeMoneyGo,
+    pub moneygo: Arc<FakeMoneyGo>,
     is_cluster_wide: bool,
     seen: Seen,
     logs: Mutex<Vec<PathBuf>>,
@@ -98,6 +101,7 @@ pub struct Setup {
     name: String,
     plane: Option<&'static ControlPlane>,
     moneygo: Builder,
+    beside: Option<(String, Arc<FakeMoneyGo>)>,
     is_cluster_wide: bool,
     also_allowed: Vec<PolicyRule>,
 }
@@ -129,6 +133,13 @@ impl Setup {
         self
     }
 
+    /// The servers, the stand-in and the operator's own namespace are those of another stage: one installation, and one namespace more.
+    pub fn beside(mut self, other: &Stage) -> Self {
+        self.plane = Some(other.plane);
+        self.beside = Some((other.own_namespace.clone(), Arc::clone(&other.moneygo)));
+        self
+    }
+
     /// Sets it up.
     pub async fn open(self) -> Stage {
         let plane = match self.plane {
@@ -137,13 +148,18 @@ impl Setup {
         };
         plane.install_crd(CRD).await.expect("the CRD");
         let namespace = plane.namespace(&self.name).await.expect("a namespace");
-        let own_namespace = plane.namespace(&format!("{}-operator", self.name)).await.expect("a namespace");
+        let (own_namespace, moneygo) = match self.beside {
+            Some(shared) => shared,
+            None => (
+                plane.namespace(&format!("{}-operator", self.name)).await.expect("a namespace"),
+                Arc::new(self.moneygo.start().await.expect("the stand-in for Money-Go")),
+            ),
+        };
         let access =
             if self.is_cluster_wide { cluster_access(&own_namespace) } else { namespaced(&namespace, &own_namespace) };
         let access = access.namespace(&namespace, self.also_allowed);
         let user = plane.user(&access).await.expect("a user");
         let admin = plane.admin().await.expect("a client");
-        let moneygo = self.moneygo.start().await.expect("the stand-in for Money-Go");
         let seen = Seen::watch(&admin, &namespace).await;
         Stage {
             plane,
@@ -183,6 +199,7 @@ impl Stage {
             name: name.to_owned(),
             plane: None,
             moneygo: FakeMoneyGo::builder().token_prefix(TOKEN_PREFIX),
+            beside: None,
             is_cluster_wide: false,
             also_allowed: Vec::new(),
         }
@@ -254,6 +271,18 @@ impl Stage {
     pub async fn patch_secret(&self, name: &str, patch: Value) -> Secret {
         let params = PatchParams { field_manager: Some("test".to_owned()), ..PatchParams::default() };
         self.secrets().patch(name, &params, &Patch::Merge(patch)).await.expect("a Secret is patched")
+    }
+
+    /// Whoever runs an operator for another namespace may do so for this one, too.
+    pub async fn let_in(&self, user: &User) {
+        let (watched, _) = NAMESPACED_RBAC.split_once("\n---\n").expect("two Roles");
+        let access = Access::default().manifests(watched, &self.namespace).expect("docs/rbac/namespaced.yaml");
+        self.plane.allow(user, &access).await.expect("rights");
+    }
+
+    /// Takes a user's rights in this namespace away.
+    pub async fn shut_out(&self, user: &User) {
+        self.plane.forbid(user, &self.namespace).await.expect("rights that can be taken");
     }
 
     /// Sets `money-go.com/refresh-requested`.

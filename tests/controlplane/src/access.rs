@@ -9,7 +9,7 @@ use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, Client};
 use serde::Deserialize;
 
@@ -114,6 +114,15 @@ impl ControlPlane {
     pub async fn user(&self, access: &Access) -> Result<User> {
         let index = self.next_user();
         let user = User { name: user_name(index), kubeconfig: self.credentials().user_kubeconfig(index)? };
+        self.allow(&user, access).await?;
+        Ok(user)
+    }
+
+    /// A user may do more from here on: in the cluster once, and once in each namespace. Returns when the API server heeds the rules.
+    ///
+    /// # Errors
+    /// If the user has rules there already, if a namespace does not exist, or if the API server does not answer.
+    pub async fn allow(&self, user: &User, access: &Access) -> Result<()> {
         let admin = self.admin().await?;
         if !access.cluster.is_empty() {
             grant_in_cluster(&admin, &user.name, &access.cluster).await?;
@@ -121,8 +130,24 @@ impl ControlPlane {
         for (namespace, rules) in &access.namespaces {
             grant_in_namespace(&admin, &user.name, namespace, rules).await?;
         }
-        await_effect(&user.client().await?, access).await?;
-        Ok(user)
+        await_effect(&user.client().await?, access).await
+    }
+
+    /// A user may do nothing in a namespace any more, but for what the cluster's rules allow. Returns when the API server heeds it.
+    ///
+    /// # Errors
+    /// If there was nothing that the user might do there, or if the API server does not answer.
+    pub async fn forbid(&self, user: &User, namespace: &str) -> Result<()> {
+        let (admin, params) = (self.admin().await?, DeleteParams::default());
+        let roles: Api<Role> = Api::namespaced(admin.clone(), namespace);
+        let role = roles.get(&user.name).await.with_context(|| format!("no Role in namespace {namespace}"))?;
+        Api::<RoleBinding>::namespaced(admin, namespace).delete(&user.name, &params).await.context("no RoleBinding")?;
+        roles.delete(&user.name, &params).await?;
+        let client = user.client().await?;
+        for rule in role.rules.iter().flatten().take(1) {
+            await_answer(&client, &review(rule, Some(namespace)), false).await?;
+        }
+        Ok(())
     }
 }
 
@@ -162,21 +187,21 @@ async fn await_effect(client: &Client, access: &Access) -> Result<()> {
     let namespaced =
         access.namespaces.iter().filter_map(|(namespace, rules)| Some(review(rules.first()?, Some(namespace))));
     for review in cluster.into_iter().chain(namespaced) {
-        await_allowed(client, &review).await?;
+        await_answer(client, &review, true).await?;
     }
     Ok(())
 }
 
-async fn await_allowed(client: &Client, review: &SelfSubjectAccessReview) -> Result<()> {
+async fn await_answer(client: &Client, review: &SelfSubjectAccessReview, allowed: bool) -> Result<()> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let started = Instant::now();
     loop {
         let answer = reviews.create(&PostParams::default(), review).await?;
-        if answer.status.is_some_and(|status| status.allowed) {
+        if answer.status.is_some_and(|status| status.allowed == allowed) {
             return Ok(());
         }
         if started.elapsed() > EFFECTIVE_LIMIT {
-            bail!("the API server does not heed a new role: {:?}", review.spec);
+            bail!("the API server does not heed a role that is new, or gone: {:?}", review.spec);
         }
         tokio::time::sleep(EFFECTIVE_POLL).await;
     }
