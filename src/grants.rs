@@ -1,9 +1,8 @@
 //! The queue of grants ordered by expiry, the limiter they share, and the endpoint's health.
 //!
 //! An object that needs a token asks for leave ([`Grants::admit`]). It gets a [`Permit`] at once, or waits here without
-//! holding a reconcile slot and is called when its turn comes: the token that ends first goes first. New objects and those
-//! whose token has ended are before all others; of them, who came first and who came last take turns. While the endpoint
-//! itself is down, one permit at a time is given out as a probe.
+//! holding a reconcile slot and is called when its turn comes: the token that ends first goes first, and every other turn is the
+//! newest newcomer's. While the endpoint itself is down, one permit at a time is given out as a probe.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -16,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::schedule::Urgency;
 use crate::token::{ClientCredentials, Grant, TokenClient, TokenError};
 
 /// The first wait between two probes of an endpoint that is down.
@@ -74,10 +74,12 @@ struct Waiting {
 
 struct State<K> {
     queue: BTreeMap<Place, K>,
+    /// Of those in the queue, the ones without any token so far.
+    newcomers: BTreeMap<Place, K>,
     waiting: HashMap<K, Waiting>,
     /// How many have come.
     came: u64,
-    /// Whose turn it is among those that have no living token.
+    /// The next turn is the last newcomer's.
     last_first: bool,
     /// Permits for objects that were called and have not come yet.
     called: HashMap<K, Instant>,
@@ -136,6 +138,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         let health = Health { failing: HashMap::new(), last_answer: None, outage: None, recovered_at: None };
         let state = State {
             queue: BTreeMap::new(),
+            newcomers: BTreeMap::new(),
             waiting: HashMap::new(),
             came: 0,
             last_first: false,
@@ -153,8 +156,8 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leave to ask for a token for `key`, whose present one ends at `urgency`. `None`: it waits, and will be called.
-    pub fn admit(self: &Arc<Self>, key: &K, urgency: Timestamp) -> Option<Permit<K>> {
+    /// Leave to ask for a token for `key`. `None`: it waits, and will be called.
+    pub fn admit(self: &Arc<Self>, key: &K, urgency: impl Into<Urgency>) -> Option<Permit<K>> {
         let mut state = self.state();
         if state.closed {
             return None;
@@ -164,14 +167,14 @@ impl<K: Clone + Ord + Hash> Grants<K> {
             state.forget(key);
             return Some(Permit { grants: Arc::clone(self), key: key.clone() });
         }
-        state.enqueue(key, urgency);
+        state.enqueue(key, urgency.into());
         self.changed.notify_one();
         None
     }
 
     /// Queues an object of which it is known already that it needs a token: it is called when its turn comes. Returns whether it waits
     /// now. It does not where that may take long, so that it can say so; nor where it has been called already.
-    pub fn enqueue(&self, key: &K, urgency: Timestamp) -> bool {
+    pub fn enqueue(&self, key: &K, urgency: impl Into<Urgency>) -> bool {
         let mut state = self.state();
         if state.closed
             || state.health.outage.is_some()
@@ -180,7 +183,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         {
             return false;
         }
-        state.enqueue(key, urgency);
+        state.enqueue(key, urgency.into());
         self.changed.notify_one();
         true
     }
@@ -241,6 +244,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         let mut state = self.state();
         state.closed = true;
         state.queue.clear();
+        state.newcomers.clear();
         state.waiting.clear();
         self.changed.notify_one();
     }
@@ -253,7 +257,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
                 if state.closed {
                     return;
                 }
-                (state.next_turns(self.limits, self.clock.now()), state.wake_at())
+                (state.next_turns(self.limits), state.wake_at())
             };
             turns.iter().for_each(&call);
             let timer = async {
@@ -310,15 +314,18 @@ impl<K: Clone + Ord + Hash> State<K> {
         waiting < limits.per_second * SHORT_QUEUE.as_secs_f64()
     }
 
-    fn enqueue(&mut self, key: &K, urgency: Timestamp) {
+    fn enqueue(&mut self, key: &K, urgency: Urgency) {
         let earlier = self.waiting.get(key);
-        if earlier.is_some_and(|waiting| waiting.place.0 == urgency) {
+        if earlier.is_some_and(|waiting| waiting.place.0 == urgency.at()) {
             return;
         }
         let (since, was_long) = earlier.map_or((Instant::now(), false), |waiting| (waiting.since, waiting.was_long));
         self.forget(key);
         self.came += 1;
-        let place = (urgency, self.came);
+        let place = (urgency.at(), self.came);
+        if let Urgency::New(_) = urgency {
+            self.newcomers.insert(place, key.clone());
+        }
         self.queue.insert(place, key.clone());
         self.waiting.insert(key.clone(), Waiting { place, since, was_long });
     }
@@ -326,10 +333,11 @@ impl<K: Clone + Ord + Hash> State<K> {
     fn forget(&mut self, key: &K) {
         if let Some(waiting) = self.waiting.remove(key) {
             self.queue.remove(&waiting.place);
+            self.newcomers.remove(&waiting.place);
         }
     }
 
-    fn next_turns(&mut self, limits: Limits, now_wall: Timestamp) -> Vec<K> {
+    fn next_turns(&mut self, limits: Limits) -> Vec<K> {
         let now = Instant::now();
         let before = self.called.len();
         self.called.retain(|_, since| now < *since + COLLECT_WITHIN);
@@ -337,7 +345,7 @@ impl<K: Clone + Ord + Hash> State<K> {
         self.in_use = self.in_use.saturating_sub(reclaimed);
         let mut turns = Vec::new();
         while !self.queue.is_empty() && self.start_if_possible(limits) {
-            let Some(key) = self.next_in_turn(now_wall) else { break };
+            let Some(key) = self.next_in_turn() else { break };
             self.forget(&key);
             self.called.insert(key.clone(), now);
             turns.push(key);
@@ -347,20 +355,18 @@ impl<K: Clone + Ord + Hash> State<K> {
 
     /// The token that ends first. But whose probe of an outage failed is behind those that did not try: it may be its own
     /// fault, and the endpoint there for everyone else.
-    fn next_in_turn(&mut self, now: Timestamp) -> Option<K> {
+    fn next_in_turn(&mut self) -> Option<K> {
         if self.health.outage.is_none() {
-            return self.first_or_last(now);
+            return self.first_or_last();
         }
         let failed = |key: &&K| self.health.failing.get(*key).map(|failing| failing.last);
         self.queue.values().min_by_key(failed).cloned()
     }
 
-    /// Of those that have no living token, every other turn is for who came last: behind thousands that came at once it would
-    /// wait for all of them.
-    fn first_or_last(&mut self, now: Timestamp) -> Option<K> {
+    /// Every other turn is for the newcomer that came last: behind thousands that came at once it would wait for all of them.
+    fn first_or_last(&mut self) -> Option<K> {
         let first = self.queue.values().next();
-        let mut without = self.queue.range(..=(now, u64::MAX)).map(|(_, key)| key);
-        let Some(last) = without.next_back() else { return first.cloned() };
+        let Some(last) = self.newcomers.values().next_back() else { return first.cloned() };
         let next = if self.last_first { Some(last) } else { first };
         self.last_first = !self.last_first;
         next.cloned()

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason, Resolved, SpecProblem};
 use crate::digest::Match;
-use crate::schedule::{self, Life};
+use crate::schedule::{self, Life, Urgency};
 use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
 use crate::status::{Failure, Report, State, Verdict};
 
@@ -810,12 +810,11 @@ fn stalled(ready: &Verdict, refreshed: &Verdict) -> Verdict {
     )
 }
 
-/// How urgent a grant is: the moment at which the token ends, or the object was created where there is none (now, where the
-/// API server's clock is ahead).
+/// How urgent a grant is. An object that is younger than our clock says is there since now.
 #[must_use]
-pub fn urgency(o: &Observed) -> Timestamp {
+pub fn urgency(o: &Observed) -> Urgency {
     let life = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| life.is_credible());
-    life.map_or_else(|| o.created.unwrap_or(o.now).min(o.now), |life| life.expires_at)
+    life.map_or_else(|| Urgency::New(o.created.unwrap_or(o.now).min(o.now)), |life| Urgency::Ends(life.expires_at))
 }
 
 /// An attempt that failed, and what it was made with.

@@ -32,6 +32,30 @@ pub enum Renew {
     Before(Duration),
 }
 
+/// How urgent a new token is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// There is none so far: since when the object is there.
+    New(Timestamp),
+    /// When the token that is there ends, or ended.
+    Ends(Timestamp),
+}
+
+impl Urgency {
+    /// By which those that wait are ordered.
+    #[must_use]
+    pub fn at(self) -> Timestamp {
+        let (Self::New(at) | Self::Ends(at)) = self;
+        at
+    }
+}
+
+impl From<Timestamp> for Urgency {
+    fn from(ends: Timestamp) -> Self {
+        Self::Ends(ends)
+    }
+}
+
 /// The life of one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {

@@ -131,25 +131,26 @@ async fn the_token_that_ends_first_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_those_without_a_living_token_first_and_last_take_turns() {
+async fn of_newcomers_the_last_takes_every_other_turn() {
     let mut queue = Queue::new(FAST, 1);
     let permit = queue.admit("first", in_secs(500));
     for (key, since) in [("a", -40), ("b", -30), ("c", -20), ("d", -20)] {
-        queue.enqueue(key, in_secs(since));
+        assert!(queue.grants.enqueue(&key, Urgency::New(in_secs(since))));
     }
     queue.enqueue("living", in_secs(100));
+    queue.enqueue("ended", in_secs(-35));
     drop(permit);
     let mut turns = Vec::new();
     for _ in 0..3 {
         let (key, _) = queue.next().await;
         turns.push(key);
         if turns.len() == 2 {
-            queue.enqueue("new", wall());
+            assert!(queue.grants.enqueue(&"new", Urgency::New(wall())));
         }
         drop(queue.admit(key, wall()));
     }
-    assert_eq!(turns, ["a", "d", "b"], "of two of the same age, the later is the last");
-    for expected in ["new", "c", "living"] {
+    assert_eq!(turns, ["a", "d", "ended"], "of two of the same age, the later is the last");
+    for expected in ["new", "b", "c", "living"] {
         let (key, _) = queue.next().await;
         assert_eq!(key, expected);
         drop(queue.admit(key, wall()));

@@ -1522,12 +1522,12 @@ fn an_issue() -> Issue {
 #[test]
 fn the_most_urgent_is_what_ends_first_and_a_new_object_counts_from_its_creation() {
     let new = World::new().observe(false);
-    assert_eq!(urgency(&new), start());
-    assert_eq!(urgency(&Observed { created: None, ..new.clone() }), new.now);
+    assert_eq!(urgency(&new), Urgency::New(start()));
+    assert_eq!(urgency(&Observed { created: None, ..new.clone() }), Urgency::New(new.now));
     let mut world = scene();
-    assert_eq!(urgency(&world.observe(false)), add(start(), secs(3600)));
+    assert_eq!(urgency(&world.observe(false)), Urgency::Ends(add(start(), secs(3600))));
     world.annotate(annotation::EXPIRES_AT, Some("3000-01-01T00:00:00Z"));
-    assert_eq!(urgency(&world.observe(false)), start(), "no lifetime above the cap is believed");
+    assert_eq!(urgency(&world.observe(false)), Urgency::New(start()), "no lifetime above the cap is believed");
 }
 
 #[test]
