@@ -1,19 +1,21 @@
 //! The floor: what the operator's calls cost where nothing but the calls is done. A bare client that, as its watch brings each object, reads both
-//! Secrets, asks for a token, and writes the Secret, the status and the event. It trusts everyone, and does nothing twice.
+//! Secrets, asks for a token, and writes the Secret, the status and the event. It trusts everyone, and does nothing twice. On request it watches
+//! the Secrets, too, and does the same for one that is deleted.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures::StreamExt as _;
 use futures::future::try_join;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::ApiResource;
+use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, Config, Resource as _, ResourceExt as _};
@@ -37,6 +39,9 @@ pub struct Options {
     /// Objects at the same time
     #[arg(long)]
     concurrency: usize,
+    /// Whether targets that are deleted are made again
+    #[arg(long)]
+    mend: bool,
 }
 
 #[derive(Deserialize)]
@@ -63,18 +68,17 @@ pub async fn run(options: Options) -> Result<()> {
     let floor = Arc::new(Floor { client: Client::try_from(config)?, http, token_url: options.token_url });
     let slots = Arc::new(Semaphore::new(options.concurrency));
     let (failed, mut failures) = tokio::sync::mpsc::channel(1);
-    let mut seen = HashSet::new();
+    let mut known = Known { seen: HashSet::new(), to_mend: options.mend.then(HashMap::new) };
     let objects: Api<MoneyGoCredential> = Api::all(floor.client.clone());
     let mut events = std::pin::pin!(watcher::watcher(objects, watcher::Config::default()));
+    let mut targets = if options.mend { floor.targets() } else { stream::pending().boxed() };
     loop {
-        let event = tokio::select! {
-            event = events.next() => event.context("the watch ended")??,
+        let object = tokio::select! {
+            event = events.next() => known.for_serving(event.context("the watch ended")??),
+            event = targets.next() => known.for_mending(&event.context("the watch ended")??),
             failure = failures.recv() => return failure.map_or(Ok(()), Err),
         };
-        let (watcher::Event::Apply(object) | watcher::Event::InitApply(object)) = event else { continue };
-        if object.status.is_some() || !seen.insert(object.uid()) {
-            continue;
-        }
+        let Some(object) = object else { continue };
         let slot = Arc::clone(&slots).acquire_owned().await?;
         let (floor, failed) = (Arc::clone(&floor), failed.clone());
         tokio::spawn(async move {
@@ -86,7 +90,36 @@ pub async fn run(options: Options) -> Result<()> {
     }
 }
 
+/// What the watches brought.
+struct Known {
+    seen: HashSet<Option<String>>,
+    /// By namespace and name; only where deleted targets are made again, for it costs memory.
+    to_mend: Option<HashMap<(String, String), MoneyGoCredential>>,
+}
+
+impl Known {
+    fn for_serving(&mut self, event: watcher::Event<MoneyGoCredential>) -> Option<MoneyGoCredential> {
+        let (watcher::Event::Apply(object) | watcher::Event::InitApply(object)) = event else { return None };
+        if let Some(objects) = &mut self.to_mend {
+            objects.insert((object.namespace().unwrap_or_default(), object.name_any()), object.clone());
+        }
+        (object.status.is_none() && self.seen.insert(object.uid())).then_some(object)
+    }
+
+    fn for_mending(&self, event: &watcher::Event<PartialObjectMeta<Secret>>) -> Option<MoneyGoCredential> {
+        let watcher::Event::Delete(target) = event else { return None };
+        self.to_mend.as_ref()?.get(&(target.namespace().unwrap_or_default(), target.name_any())).cloned()
+    }
+}
+
+type Targets = BoxStream<'static, watcher::Result<watcher::Event<PartialObjectMeta<Secret>>>>;
+
 impl Floor {
+    fn targets(&self) -> Targets {
+        let targets: Api<PartialObjectMeta<Secret>> = Api::all(self.client.clone());
+        watcher::watcher(targets, watcher::Config::default()).boxed()
+    }
+
     async fn serve(&self, object: &MoneyGoCredential) -> Result<()> {
         let namespace = object.namespace().unwrap_or_default();
         let spec = object.resolve().map_err(|problem| anyhow::anyhow!("{problem:?}"))?;

@@ -1,18 +1,41 @@
-//! Measures the operator beside a bare client that makes the same calls.
+//! Measures the operator beside a bare client that makes the same calls, on a real API server: `cargo xtask bench`.
 
-use std::path::PathBuf;
+#![allow(clippy::disallowed_methods, reason = "the bench measures time, and is not tested with another clock")]
 
-use anyhow::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
+mod burst;
+mod failover;
 mod fill;
 mod floor;
+mod idle;
+mod latency;
+mod machine;
+mod memory;
+mod plan;
+mod plot;
+mod reactions;
+mod report;
+mod restart;
+mod results;
+mod run;
+mod sight;
+mod stats;
 mod subject;
 mod usage;
+mod verdicts;
 mod world;
 
-use subject::Who;
-use world::World;
+use plan::Plan;
+use results::Results;
+use run::Run;
+
+/// The file of results.
+const RESULTS: &str = "performance.json";
 
 #[derive(Parser)]
 #[command(name = "moneygo-bench")]
@@ -26,19 +49,26 @@ enum Command {
     /// Be the bare client
     #[command(hide = true)]
     Floor(floor::Options),
-    /// Fill, and print what it took
-    Fill {
-        #[arg(long, default_value_t = 1000)]
-        objects: usize,
+    /// Measure everything, and write performance.json, performance.md and performance/*.svg
+    Run {
+        /// The operator's program
         #[arg(long)]
-        operator: Option<PathBuf>,
-        #[arg(long, default_value_t = 64)]
-        concurrency: usize,
+        operator: PathBuf,
+        /// Everything once, with few objects
         #[arg(long)]
-        probe: bool,
-        /// Stay
-        #[arg(long, default_value_t = 0)]
-        hold: u64,
+        quick: bool,
+        /// Fail where a figure is not what it must be
+        #[arg(long)]
+        check: bool,
+        /// The folder that is written to
+        #[arg(long)]
+        into: PathBuf,
+    },
+    /// Write the page and the plots again, from the results that are there
+    Report {
+        /// Where they are
+        #[arg(long)]
+        into: PathBuf,
     },
 }
 
@@ -47,25 +77,31 @@ async fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match Arguments::parse().command {
         Command::Floor(options) => floor::run(options).await,
-        Command::Fill { objects, operator, concurrency, probe, hold } => {
-            let world = World::start().await?;
-            let started = std::time::Instant::now();
-            world.populate(0..objects).await?;
-            eprintln!("populated in {:?}", started.elapsed());
-            let who = operator.as_ref().map_or(Who::Floor(concurrency), |program| Who::open(program, concurrency));
-            let (subject, filling) = fill::fill(&world, &who, objects, probe).await?;
-            println!(
-                "{} {:.1}/s reads {:.2} writes {:.2}",
-                serde_json::to_string_pretty(&filling)?,
-                filling.rate(),
-                filling.each(&["get"]),
-                filling.each(&["create", "update", "patch"])
-            );
-            tokio::time::sleep(std::time::Duration::from_secs(hold)).await;
-            let usage = subject.usage()?;
-            println!("resident {} KiB", usage.resident / 1024);
-            subject.stop().await?;
-            world.plane.shutdown().await
+        Command::Run { operator, quick, check, into } => {
+            let mut run = Run::new(if quick { Plan::QUICK } else { Plan::FULL }, &operator)?;
+            run.all().await;
+            let text = serde_json::to_string_pretty(&run.results)?;
+            fs::create_dir_all(&into)?;
+            fs::write(into.join(RESULTS), text + "\n")?;
+            report::write(&run.results, &into)?;
+            conclude(&run.results, check)
         }
+        Command::Report { into } => report::write(&read(&into)?, &into),
     }
+}
+
+fn read(folder: &Path) -> Result<Results> {
+    let path = folder.join(RESULTS);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// The table of what must be shown is the last that is printed.
+fn conclude(results: &Results, check: bool) -> Result<()> {
+    let lines = verdicts::all(results);
+    println!("\n{}", report::table_of(&lines));
+    ensure!(results.missing.is_empty(), "not everything could be measured:\n{}", results.missing.join("\n"));
+    let unmet = lines.iter().filter(|line| line.verdict == verdicts::Verdict::NotMet).count();
+    ensure!(!check || unmet == 0, "{unmet} figures are not what they must be: see above");
+    Ok(())
 }

@@ -23,15 +23,21 @@ const POLL: Duration = Duration::from_millis(2);
 pub enum Who<'a> {
     /// The operator's program, with flags of its own.
     Operator(&'a Path, Vec<String>),
-    /// The bare client, with so many objects at the same time.
-    Floor(usize),
+    /// The bare client, with so many objects at the same time; it may make deleted targets again.
+    Floor { concurrency: usize, mend: bool },
 }
 
 impl Who<'_> {
     /// The operator with its limiter wide open.
     #[must_use]
     pub fn open(program: &Path, concurrency: usize) -> Who<'_> {
-        let flags = ["--token-requests-per-second=10000".to_owned(), format!("--token-concurrency={concurrency}")];
+        Self::limited(program, 10_000, concurrency)
+    }
+
+    /// The operator with a limiter of so many requests a second, and so many at the same time.
+    #[must_use]
+    pub fn limited(program: &Path, rate: usize, concurrency: usize) -> Who<'_> {
+        let flags = [format!("--token-requests-per-second={rate}"), format!("--token-concurrency={concurrency}")];
         Who::Operator(program, flags.into())
     }
 }
@@ -59,10 +65,11 @@ impl Subject {
                     .args(flags);
                 command
             }
-            Who::Floor(concurrency) => {
+            Who::Floor { concurrency, mend } => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command
                     .arg("floor")
+                    .args(mend.then_some("--mend"))
                     .arg(format!("--concurrency={concurrency}"))
                     .arg(format!("--token-url={}", world.moneygo.token_url()))
                     .arg("--kubeconfig")
@@ -82,12 +89,6 @@ impl Subject {
             .spawn()
             .context("what is to be measured cannot be run")?;
         Ok(Self { process, log, started: Instant::now() })
-    }
-
-    /// Its process's id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.process.id()
     }
 
     /// What it has used so far.
@@ -131,12 +132,24 @@ impl Subject {
         Some((head.split_whitespace().nth(1)?.parse().ok()?, body.to_owned()))
     }
 
+    /// Kills it.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
     fn address(&self) -> Option<SocketAddr> {
         let log = std::fs::read_to_string(&self.log).ok()?;
         log.split_whitespace().find_map(|word| word.strip_prefix("listen="))?.parse().ok()
     }
 
-    fn last_words(&self) -> String {
+    /// The end of its log.
+    #[must_use]
+    pub fn last_words(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.len().saturating_sub(2000);
         log.get(from..).unwrap_or(&log).to_owned()

@@ -1,17 +1,19 @@
 //! What is measured in: a control plane and a stand-in of their own, and objects by the thousand.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use fake_moneygo::FakeMoneyGo;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use moneygo_controlplane::{Access, AuditEvent, AuditMark, ControlPlane, User};
 use moneygo_operator::crd::{CredentialsRef, MoneyGoCredential, MoneyGoCredentialSpec};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 use crate::usage::{self, Usage};
 
@@ -21,6 +23,10 @@ const CRD: &str = include_str!("../../../crds/moneygocredentials.money-go.com.ya
 const RBAC: &str = include_str!("../../../docs/rbac/cluster.yaml");
 /// The operator's own namespace.
 pub const OWN_NAMESPACE: &str = "moneygo-system";
+/// The client secret of every client.
+const CLIENT_SECRET: &str = "of the bench";
+/// How a request in the operator's own namespace is told from others.
+pub const OWN: &str = " of its own";
 /// Objects in a namespace.
 const PER_NAMESPACE: usize = 1000;
 /// Requests of the bench's own at the same time.
@@ -73,60 +79,66 @@ impl World {
     ///
     /// # Errors
     /// If the API server refuses one.
-    pub async fn populate(&self, range: std::ops::Range<usize>) -> Result<()> {
+    pub async fn populate(&self, range: Range<usize>) -> Result<()> {
         let first = range.start.div_ceil(PER_NAMESPACE);
         for number in first..range.end.div_ceil(PER_NAMESPACE) {
-            self.add_namespace_of(number * PER_NAMESPACE).await?;
+            self.add_namespace(&namespace_of(number * PER_NAMESPACE)).await?;
         }
-        self.each(range.clone(), |number| self.add_credentials(number)).await?;
-        self.each(range, |number| self.add_object(number)).await
+        each(range.clone(), async |number| self.add_credentials(&namespace_of(number), number).await).await?;
+        each(range, async |number| self.add_object(&namespace_of(number), number).await).await
     }
 
-    /// Makes the namespace that an object is to be in.
+    /// Makes a namespace.
     ///
     /// # Errors
     /// If it is there already.
-    pub async fn add_namespace_of(&self, number: usize) -> Result<()> {
-        create(&self.admin, None, &namespace(&namespace_of(number))).await
+    pub async fn add_namespace(&self, name: &str) -> Result<()> {
+        create(&self.admin, None, &namespace(name)).await
     }
 
     /// Makes the credentials Secret of an object.
     ///
     /// # Errors
     /// If the API server refuses it.
-    pub async fn add_credentials(&self, number: usize) -> Result<()> {
+    pub async fn add_credentials(&self, namespace: &str, number: usize) -> Result<()> {
         let secret = Secret {
-            metadata: ObjectMeta { name: Some(format!("client-{number}")), ..ObjectMeta::default() },
+            metadata: ObjectMeta { name: Some(client_of(number)), ..ObjectMeta::default() },
             string_data: Some(
-                [
-                    ("client_id".to_owned(), format!("client-{number}")),
-                    ("client_secret".to_owned(), "of the bench".to_owned()),
-                ]
-                .into(),
+                [("client_id".to_owned(), client_of(number)), ("client_secret".to_owned(), CLIENT_SECRET.to_owned())]
+                    .into(),
             ),
             ..Secret::default()
         };
-        create(&self.admin, Some(&namespace_of(number)), &secret).await
+        create(&self.admin, Some(namespace), &secret).await
     }
 
-    /// Makes an object whose credentials are there.
+    /// Makes an object, whether its credentials are there or not.
     ///
     /// # Errors
     /// If the API server refuses it.
-    pub async fn add_object(&self, number: usize) -> Result<()> {
+    pub async fn add_object(&self, namespace: &str, number: usize) -> Result<()> {
+        self.add_object_that_waits(namespace, number, false).await
+    }
+
+    /// Makes an object that may be suspended.
+    ///
+    /// # Errors
+    /// If the API server refuses it.
+    pub async fn add_object_that_waits(&self, namespace: &str, number: usize, suspend: bool) -> Result<()> {
         let spec = MoneyGoCredentialSpec {
-            credentials_ref: CredentialsRef { name: format!("client-{number}"), ..CredentialsRef::default() },
+            credentials_ref: CredentialsRef { name: client_of(number), ..CredentialsRef::default() },
+            suspend: suspend.then_some(true),
             ..MoneyGoCredentialSpec::default()
         };
-        create(&self.admin, Some(&namespace_of(number)), &MoneyGoCredential::new(&target_of(number), spec)).await
+        create(&self.admin, Some(namespace), &MoneyGoCredential::new(&target_of(number), spec)).await
     }
 
     /// Makes Secrets that are nobody's, of that many bytes each.
     ///
     /// # Errors
     /// If the API server refuses one.
-    pub async fn add_foreign(&self, count: usize, bytes: usize) -> Result<()> {
-        create(&self.admin, None, &namespace("foreign")).await?;
+    pub async fn add_foreign(&self, namespace: &str, count: usize, bytes: usize) -> Result<()> {
+        self.add_namespace(namespace).await?;
         let data = k8s_openapi::ByteString(vec![b'x'; bytes]);
         let add = |number| {
             let secret = Secret {
@@ -134,17 +146,50 @@ impl World {
                 data: Some([("data".to_owned(), data.clone())].into()),
                 ..Secret::default()
             };
-            async move { create(&self.admin, Some("foreign"), &secret).await }
+            async move { create(&self.admin, Some(namespace), &secret).await }
         };
-        self.each(0..count, add).await
+        each(0..count, add).await
     }
 
-    async fn each<F: Future<Output = Result<()>>>(
-        &self,
-        range: std::ops::Range<usize>,
-        one: impl Fn(usize) -> F,
-    ) -> Result<()> {
-        stream::iter(range).map(|number| one(number)).buffer_unordered(SETTERS).try_collect().await
+    /// Deletes what [`World::add_foreign`] made.
+    ///
+    /// # Errors
+    /// If the API server refuses to.
+    pub async fn remove_foreign(&self, namespace: &str, count: usize) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.admin.clone(), namespace);
+        let remove = |number| {
+            let secrets = secrets.clone();
+            async move {
+                secrets.delete(&format!("foreign-{number}"), &DeleteParams::default()).await?;
+                Ok(())
+            }
+        };
+        each(0..count, remove).await
+    }
+
+    /// Asks for a refresh of each object of `range` by its annotation.
+    ///
+    /// # Errors
+    /// If the API server refuses to write one.
+    pub async fn request_refreshes(&self, range: Range<usize>, value: &str) -> Result<()> {
+        let patch = json!({"metadata": {"annotations": {"money-go.com/refresh-requested": value}}});
+        let ask = |number| {
+            let objects: Api<MoneyGoCredential> = Api::namespaced(self.admin.clone(), &namespace_of(number));
+            let patch = Patch::Merge(patch.clone());
+            async move {
+                objects.patch_metadata(&target_of(number), &PatchParams::default(), &patch).await?;
+                Ok(())
+            }
+        };
+        each(range, ask).await
+    }
+
+    /// Ends the servers, and removes what they stored.
+    ///
+    /// # Errors
+    /// If something is left.
+    pub async fn end(self) -> Result<()> {
+        self.plane.shutdown().await
     }
 
     /// What the servers have used so far.
@@ -180,7 +225,13 @@ impl World {
     /// # Errors
     /// If the audit log cannot be read.
     pub fn tail(&self) -> Result<Tail<'_>> {
-        Ok(Tail { world: self, mark: self.plane.audit_mark()?, counts: Counts::new(), last_write: None })
+        Ok(Tail {
+            world: self,
+            mark: self.plane.audit_mark()?,
+            counts: Counts::new(),
+            last_write: None,
+            secrets_at: Vec::new(),
+        })
     }
 }
 
@@ -192,6 +243,8 @@ pub struct Tail<'a> {
     pub counts: Counts,
     /// When the last write was answered, but for Leases.
     pub last_write: Option<jiff::Timestamp>,
+    /// When each Secret was created, in the order of the log.
+    pub secrets_at: Vec<jiff::Timestamp>,
 }
 
 impl Tail<'_> {
@@ -207,6 +260,9 @@ impl Tail<'_> {
             let what = label(&event);
             if matches!(event.verb.as_str(), "create" | "update" | "patch") && event.resource != "leases" {
                 self.last_write = self.last_write.max(Some(event.at));
+            }
+            if what == "create secrets" {
+                self.secrets_at.push(event.at);
             }
             *self.counts.entry(what).or_default() += 1;
         }
@@ -236,9 +292,22 @@ impl Tail<'_> {
     }
 }
 
+/// What the operator does in its own namespace (the Lease, the key of its digests) is for the process, and not for a token.
 fn label(event: &AuditEvent) -> String {
     let slash = if event.subresource.is_empty() { "" } else { "/" };
-    format!("{} {}{slash}{}", event.verb, event.resource, event.subresource)
+    let own = if event.namespace == OWN_NAMESPACE { OWN } else { "" };
+    let resource = if event.resource.is_empty() { "version" } else { &event.resource };
+    format!("{} {resource}{slash}{}{own}", event.verb, event.subresource)
+}
+
+async fn each<F: Future<Output = Result<()>>>(range: Range<usize>, one: impl Fn(usize) -> F) -> Result<()> {
+    stream::iter(range).map(one).buffer_unordered(SETTERS).try_collect().await
+}
+
+/// What the credentials Secret of that number, and the client, is called.
+#[must_use]
+pub fn client_of(number: usize) -> String {
+    format!("client-{number}")
 }
 
 /// Where the object of that number is.
