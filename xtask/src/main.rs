@@ -4,6 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod chart;
 mod chart_tests;
 mod ci;
@@ -56,6 +57,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure the operator beside a bare client, and write docs/performance.md with its plots (half an hour)
+    Bench(bench::Options),
     /// Measure which lines of src/ the tests run
     Coverage,
     /// Give the readers of answers, Secrets and objects inputs of every kind
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Ci { step } => ci::run(step.as_deref()),
         Command::Faults { arguments } => faults::run(&arguments),
         Command::Simulate { arguments } => simulate::run(&arguments),
+        Command::Bench(options) => bench::run(&options),
         Command::Coverage => coverage::run(),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),

@@ -1,0 +1,60 @@
+//! `cargo xtask bench`: the operator as it is released, measured by `tests/bench` beside a bare client.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use moneygo_controlplane::{Binaries, Release};
+
+use crate::{checkout, terminal};
+
+/// What is measured, and of which operator.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Everything once, with few objects, within 5 minutes; written to target/bench instead of docs
+    #[arg(long)]
+    quick: bool,
+    /// Measure this program instead of building one
+    #[arg(long, value_name = "PATH")]
+    operator: Option<PathBuf>,
+    /// Fail where a figure is not what it must be; else only what could not be measured is a failure
+    #[arg(long)]
+    check: bool,
+    /// Measure nothing: write the page and the plots again, from docs/performance.json
+    #[arg(long, conflicts_with_all = ["quick", "operator", "check"])]
+    report: bool,
+}
+
+impl Options {
+    /// As CI measures.
+    pub fn quick() -> Self {
+        Self { quick: true, operator: None, check: false, report: false }
+    }
+}
+
+/// Builds what is needed, and measures.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let into = checkout().join(if options.quick { "target/bench" } else { "docs" });
+    // The bench must not be what is slow.
+    let mut bench = terminal::cargo(checkout());
+    bench.args(["run", "--quiet", "--locked", "--profile", "simulation", "--package", "moneygo-bench", "--"]);
+    if options.report {
+        bench.arg("report");
+    } else {
+        // Here their building shows its progress.
+        Binaries::locate(Release::chosen()?)?;
+        let operator = options.operator.clone().map_or_else(build, Ok)?;
+        bench.arg("run").arg("--operator").arg(operator.canonicalize().context("there is no such operator")?);
+        bench.args(options.quick.then_some("--quick")).args(options.check.then_some("--check"));
+    }
+    let status = bench.arg("--into").arg(&into).status().context("cannot run cargo")?;
+    ensure!(status.success(), "see above");
+    println!("written: {}", into.join("performance.md").display());
+    Ok(())
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    let mut build = terminal::cargo(checkout());
+    let status = build.args(["build", "--release", "--locked", "--bin", "moneygo-operator"]).status();
+    ensure!(status.context("cannot run cargo")?.success(), "the operator cannot be built: see above");
+    Ok(checkout().join("target/release/moneygo-operator"))
+}
