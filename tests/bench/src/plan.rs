@@ -43,7 +43,7 @@ impl Plan {
         name: "full",
         concurrencies: &[16, 32, 64],
         trial: 1_500,
-        fillings: &[(1_000, 3), (10_000, 3), (50_000, 1)],
+        fillings: &[(1_000, 3), (10_000, 2), (50_000, 1)],
         small: 1_000,
         main: 10_000,
         starts: 5,
@@ -53,8 +53,8 @@ impl Plan {
         changes: 10,
         idle: Duration::from_mins(1),
         foreign: 10_000,
-        burst_rate: 100,
-        settle: Duration::from_secs(15),
+        burst_rate: 150,
+        settle: Duration::from_secs(10),
     };
 
     /// Everything once, with few objects.

@@ -184,6 +184,7 @@ impl<'a> Run<'a> {
     async fn floor_reactions(&mut self, world: &World, objects: usize) -> Result<()> {
         self.say(&format!("beside {objects}: target deleted, the floor"));
         let _subject = Subject::start(world, &self.floor(true))?;
+        world.rest().await?;
         for round in 0..self.plan.rounds {
             let namespace = format!("floor-deleted-{round}");
             let latencies = answered(world, &namespace, Change::TargetDeleted, self.plan.deleted).await?;
@@ -206,6 +207,7 @@ impl<'a> Run<'a> {
         for round in 0..self.plan.rounds {
             self.say("from manifest to Secret, the floor and the operator");
             let floor = Subject::start(world, &self.floor(false))?;
+            world.rest().await?;
             let latencies = latency::one_by_one(world, &format!("floor-{round}"), self.plan.one_by_one).await?;
             self.results.one_by_one.floor.push(latencies);
             floor.kill()?;

@@ -72,8 +72,8 @@ fn note(sender: &watch::Sender<Seen>, secret: &PartialObjectMeta<Secret>) {
     sender.send_modify(|seen| seen.entry(secret.name_any()).or_default().push((version, at)));
 }
 
-/// From one instant to another, in milliseconds; 0 where the second came first.
+/// From one instant to another, in milliseconds, as far as they mean something; 0 where the second came first.
 #[must_use]
 pub fn millis(from: Instant, to: Instant) -> f64 {
-    to.saturating_duration_since(from).as_secs_f64() * 1000.0
+    (to.saturating_duration_since(from).as_secs_f64() * 1e6).round() / 1e3
 }

@@ -23,8 +23,13 @@ const POLL: Duration = Duration::from_millis(2);
 pub enum Who<'a> {
     /// The operator's program, with flags of its own.
     Operator(&'a Path, Vec<String>),
-    /// The bare client, with so many objects at the same time; it may make deleted targets again.
-    Floor { concurrency: usize, mend: bool },
+    /// The bare client.
+    Floor {
+        /// Objects at the same time.
+        concurrency: usize,
+        /// Whether deleted targets are made again.
+        mend: bool,
+    },
 }
 
 impl Who<'_> {
