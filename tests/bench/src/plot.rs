@@ -11,7 +11,7 @@ const STYLE: &str = "text{font:12px system-ui,sans-serif;fill:#24292f}.title{fon
 /// Where a panel's lines begin and end, within its place.
 const LEFT: f64 = 56.0;
 const TOP: f64 = 34.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 26.0;
 const BOTTOM: f64 = 58.0;
 
 /// Who a line or bar is of.
