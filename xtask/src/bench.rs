@@ -13,6 +13,9 @@ pub struct Options {
     /// Everything once, with few objects, within 5 minutes; written to target/bench instead of docs
     #[arg(long)]
     quick: bool,
+    /// Fill 50,000 objects, too: a quarter of an hour more
+    #[arg(long, conflicts_with = "quick")]
+    largest: bool,
     /// Measure this program instead of building one
     #[arg(long, value_name = "PATH")]
     operator: Option<PathBuf>,
@@ -20,14 +23,14 @@ pub struct Options {
     #[arg(long)]
     check: bool,
     /// Measure nothing: write the page and the plots again, from docs/performance.json
-    #[arg(long, conflicts_with_all = ["quick", "operator", "check"])]
+    #[arg(long, conflicts_with_all = ["quick", "largest", "operator", "check"])]
     report: bool,
 }
 
 impl Options {
     /// As CI measures.
     pub fn quick() -> Self {
-        Self { quick: true, operator: None, check: false, report: false }
+        Self { quick: true, largest: false, operator: None, check: false, report: false }
     }
 }
 
@@ -45,6 +48,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let operator = options.operator.clone().map_or_else(build, Ok)?;
         bench.arg("run").arg("--operator").arg(operator.canonicalize().context("there is no such operator")?);
         bench.args(options.quick.then_some("--quick")).args(options.check.then_some("--check"));
+        bench.args(options.largest.then_some("--largest"));
     }
     let status = bench.arg("--into").arg(&into).status().context("cannot run cargo")?;
     ensure!(status.success(), "see above");

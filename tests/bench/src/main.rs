@@ -57,6 +57,9 @@ enum Command {
         /// Everything once, with few objects
         #[arg(long)]
         quick: bool,
+        /// Fill 50,000, too
+        #[arg(long, conflicts_with = "quick")]
+        largest: bool,
         /// Fail where a figure is not what it must be
         #[arg(long)]
         check: bool,
@@ -77,8 +80,13 @@ async fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match Arguments::parse().command {
         Command::Floor(options) => floor::run(options).await,
-        Command::Run { operator, quick, check, into } => {
-            let mut run = Run::new(if quick { Plan::QUICK } else { Plan::FULL }, &operator)?;
+        Command::Run { operator, quick, largest, check, into } => {
+            let plan = match (quick, largest) {
+                (true, _) => Plan::QUICK,
+                (false, true) => Plan::LARGEST,
+                (false, false) => Plan::FULL,
+            };
+            let mut run = Run::new(plan, &operator)?;
             run.all().await;
             let text = serde_json::to_string_pretty(&run.results)?;
             fs::create_dir_all(&into)?;
