@@ -40,12 +40,12 @@ impl Installation {
 
     /// Shard A: its user is that of the first stage.
     fn a(&self) -> Shard<'_> {
-        Shard { of: &self.stays, lease: "shard-a" }
+        Shard { of: &self.stays, lease: "shard-a", home: self.stays.own_namespace.clone() }
     }
 
     /// Shard B, whose user is that of the last.
     fn b(&self) -> Shard<'_> {
-        Shard { of: &self.other, lease: "shard-b" }
+        Shard { of: &self.other, lease: "shard-b", home: self.other.own_namespace.clone() }
     }
 
     fn all(&self) -> [&Stage; 3] {
@@ -88,6 +88,8 @@ fn names(stage: &Stage) -> [String; 2] {
 struct Shard<'a> {
     of: &'a Stage,
     lease: &'static str,
+    /// Where its Lease is, and the key of its digests.
+    home: String,
 }
 
 impl<'a> Shard<'a> {
@@ -97,10 +99,11 @@ impl<'a> Shard<'a> {
             "--leader-elect".to_owned(),
             "--leader-elect-lease-duration=3s".to_owned(),
             format!("--leader-elect-lease-name={}", self.lease),
+            format!("--leader-elect-namespace={}", self.home),
             "--token-requests-per-second=200".to_owned(),
         ];
         let watched = namespaces.iter().map(|stage| format!("--watch-namespace={}", stage.namespace));
-        let operator = self.of.operator().without_flag("--watch-namespace");
+        let operator = self.of.operator().without_flag("--watch-namespace").without_flag("--leader-elect-namespace");
         let operator = flags.into_iter().chain(watched).fold(operator, stage::OperatorBuilder::flag);
         operator.start().await
     }
@@ -320,8 +323,21 @@ async fn a_namespace_that_is_given_before_it_is_taken_costs_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_is_taken_before_it_is_given_costs_nothing() {
     let here = Installation::open("by-turns").await;
+    move_by_turns(&here, &here.b()).await;
+}
+
+/// The same to a shard of another release, in a namespace of its own, with another key for its digests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_is_given_to_another_release_costs_nothing() {
+    let here = Installation::open("releases").await;
+    let home = here.other.plane.namespace("releases-another").await.unwrap();
+    here.other.be_at_home(&here.other.user, &home).await;
+    move_by_turns(&here, &Shard { home, ..here.b() }).await;
+}
+
+async fn move_by_turns(here: &Installation, shard_b: &Shard<'_>) {
     let a = here.a().start(&[&here.stays, &here.moves]).await;
-    let b = here.b().start(&[&here.other]).await;
+    let b = shard_b.start(&[&here.other]).await;
     here.subscribe_all().await;
     let (before, grants, mark) = (held(&here.moves).await, here.grants(), here.stays.mark());
 
@@ -329,13 +345,13 @@ async fn a_namespace_that_is_taken_before_it_is_given_costs_nothing() {
     here.moves.shut_out(&here.stays.user).await;
     assert_eq!(codes(&here.stays.user, &here.moves.namespace).await, [403; 3]);
     here.moves.let_in(&here.other.user).await;
-    let mut b = here.b().replace(b, &[&here.other, &here.moves]).await;
+    let mut b = shard_b.replace(b, &[&here.other, &here.moves]).await;
     let moved = stage::now();
 
     assert_eq!(here.grants(), grants, "nothing was asked for");
     assert_eq!(held(&here.moves).await, before, "nothing was written");
     assert_eq!(here.writers(&here.moves, mark), BTreeSet::new());
-    judge_the_refresh(&here, &mut a, &mut b, &before, moved).await;
+    judge_the_refresh(here, &mut a, &mut b, &before, moved).await;
     a.stop().await;
     b.stop().await;
 }

@@ -280,6 +280,13 @@ impl Stage {
         self.plane.allow(user, &access).await.expect("rights");
     }
 
+    /// Whoever runs an operator may keep its Lease and its key in a namespace beside the stage's own.
+    pub async fn be_at_home(&self, user: &User, namespace: &str) {
+        let (_, own) = NAMESPACED_RBAC.split_once("\n---\n").expect("two Roles");
+        let access = Access::default().manifests(own, namespace).expect("docs/rbac/namespaced.yaml");
+        self.plane.allow(user, &access).await.expect("rights");
+    }
+
     /// Takes a user's rights in this namespace away.
     pub async fn shut_out(&self, user: &User) {
         self.plane.forbid(user, &self.namespace).await.expect("rights that can be taken");
