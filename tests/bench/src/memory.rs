@@ -48,22 +48,24 @@ pub struct Foreign {
     pub before_bytes: u64,
     /// Resident with them.
     pub with_bytes: u64,
-    /// The most that was resident so far.
+    /// Resident in a process that was started when they were there.
+    pub restarted_bytes: u64,
+    /// The most that was resident in that.
     pub peak_bytes: u64,
-    /// Resident when they were deleted again.
+    /// Resident in that when they were deleted again.
     pub after_bytes: u64,
 }
 
 impl Foreign {
-    /// Bytes that each of them took; 0 where it got less.
+    /// Bytes that each of them took, live or after a restart, whichever was more: what was free before may hide what they take.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]
     pub fn each(&self) -> f64 {
-        self.with_bytes.saturating_sub(self.before_bytes) as f64 / real(self.count)
+        self.with_bytes.max(self.restarted_bytes).saturating_sub(self.before_bytes) as f64 / real(self.count)
     }
 }
 
-/// Makes foreign Secrets beside a process that runs, and deletes them again: small ones, then large ones beside another process.
+/// Makes foreign Secrets beside a process that runs, starts another that finds them there, and deletes them again: small ones, then large ones.
 ///
 /// # Errors
 /// If the API server refuses them.
@@ -71,12 +73,13 @@ pub async fn foreign(world: &World, who: &Who<'_>, count: usize, settle: Duratio
     let mut found = Vec::new();
     for bytes in SIZES {
         let namespace = format!("foreign-{bytes}");
-        let mut subject = Subject::start(world, who)?;
-        subject.ready().await?;
-        tokio::time::sleep(settle).await;
-        let before = subject.usage()?;
+        let subject = ready(world, who).await?;
+        let before = at_rest(world, &subject, settle).await?;
         world.add_foreign(&namespace, count, bytes).await?;
         let with = at_rest(world, &subject, settle).await?;
+        subject.stop().await?;
+        let subject = ready(world, who).await?;
+        let restarted = at_rest(world, &subject, settle).await?;
         world.remove_foreign(&namespace, count).await?;
         let after = at_rest(world, &subject, settle).await?;
         subject.stop().await?;
@@ -85,11 +88,18 @@ pub async fn foreign(world: &World, who: &Who<'_>, count: usize, settle: Duratio
             bytes,
             before_bytes: before.resident,
             with_bytes: with.resident,
+            restarted_bytes: restarted.resident,
             peak_bytes: after.peak,
             after_bytes: after.resident,
         });
     }
     Ok(found)
+}
+
+async fn ready(world: &World, who: &Who<'_>) -> Result<Subject> {
+    let mut subject = Subject::start(world, who)?;
+    subject.ready().await?;
+    Ok(subject)
 }
 
 async fn at_rest(world: &World, subject: &Subject, settle: Duration) -> Result<Usage> {

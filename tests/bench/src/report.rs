@@ -193,7 +193,9 @@ fn memory(results: &Results) -> String {
     for foreign in &results.foreign {
         let beside = format!("{} objects", results.sizes.0);
         let name = format!("{beside} beside {} foreign Secrets of {} bytes", foreign.count, foreign.bytes);
-        rows.push(vec![name, megabytes(vec![foreign.with_bytes]), megabytes(vec![foreign.peak_bytes])]);
+        rows.push(vec![name, megabytes(vec![foreign.with_bytes]), "–".to_owned()]);
+        let restarted = megabytes(vec![foreign.restarted_bytes]);
+        rows.push(vec!["… after a restart".to_owned(), restarted, megabytes(vec![foreign.peak_bytes])]);
         let gone = format!("… when those are gone (before: {})", short(mebibytes(foreign.before_bytes)));
         rows.push(vec![gone, megabytes(vec![foreign.after_bytes]), "–".to_owned()]);
     }
@@ -316,7 +318,7 @@ fn memory_bars(results: &Results) -> Vec<Bar> {
     for foreign in &results.foreign {
         let name = format!("{} foreign of {} bytes", foreign.count, foreign.bytes);
         bars.push(bar(format!("before {name}"), vec![foreign.before_bytes]));
-        bars.push(bar(format!("beside {name}"), vec![foreign.with_bytes]));
+        bars.push(bar(format!("beside {name}"), vec![foreign.with_bytes, foreign.restarted_bytes]));
     }
     bars.into_iter().flatten().collect()
 }

@@ -18,8 +18,17 @@ impl Spread {
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let values: Vec<f64> = values.into_iter().collect();
-        Some(Self { least: quantile(&values, 0.0)?, median: quantile(&values, 0.5)?, most: quantile(&values, 1.0)? })
+        Some(Self { least: quantile(&values, 0.0)?, median: middle(&values)?, most: quantile(&values, 1.0)? })
     }
+}
+
+/// The median: the mean of the two in the middle where there are two.
+fn middle(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let half = sorted.len() / 2;
+    let upper = *sorted.get(half)?;
+    if sorted.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(sorted[half - 1], upper)) }
 }
 
 /// The value below or at which that share of all is (the nearest rank); `None` of none.
@@ -76,6 +85,7 @@ mod tests {
     #[test]
     fn a_spread_has_both_ends() {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { least: 1.0, median: 2.0, most: 3.0 }));
+        assert_eq!(Spread::of([3.0, 1.0]).map(|spread| spread.median), Some(2.0));
         assert_eq!(Spread::of([]), None);
     }
 

@@ -331,8 +331,15 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_a_share_of_the_peak() {
-        let foreign =
-            Foreign { count: 10, bytes: 64, before_bytes: 100, with_bytes: 150, peak_bytes: 200, after_bytes: 120 };
+        let foreign = Foreign {
+            count: 10,
+            bytes: 64,
+            before_bytes: 100,
+            with_bytes: 150,
+            restarted_bytes: 160,
+            peak_bytes: 200,
+            after_bytes: 120,
+        };
         assert_eq!(kept(&foreign), Some(0.2));
         assert_eq!(kept(&Foreign { peak_bytes: 100, ..foreign }), None);
     }
