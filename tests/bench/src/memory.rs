@@ -48,7 +48,8 @@ pub struct Foreign {
     pub before_bytes: u64,
     /// Resident with them.
     pub with_bytes: u64,
-    /// Resident in a process that was started when they were there.
+    /// Resident in a process that was started when they were there; 0 in results that are older than this figure.
+    #[serde(default)]
     pub restarted_bytes: u64,
     /// The most that was resident in that.
     pub peak_bytes: u64,
