@@ -42,6 +42,7 @@ RUN cargo install --locked --version 0.7.7 cargo-auditable
 # The dependencies: a layer of their own, which a change of the sources leaves as it is. Cargo wants a file for each
 # target that a manifest names.
 COPY Cargo.toml Cargo.lock ./
+COPY tests/bench/Cargo.toml tests/bench/
 COPY tests/consumer/Cargo.toml tests/consumer/
 COPY tests/controlplane/Cargo.toml tests/controlplane/
 COPY tests/fake-moneygo/Cargo.toml tests/fake-moneygo/
