@@ -9,6 +9,7 @@ use crate::{checkout, terminal};
 
 /// What is measured, and of which operator.
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Options {
     /// Everything once, with few objects, within 5 minutes; written to target/bench instead of docs
     #[arg(long)]
