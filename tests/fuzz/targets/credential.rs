@@ -3,8 +3,9 @@
 #![no_main]
 
 use jiff::Timestamp;
+use kube::runtime::watcher::Event;
 use libfuzzer_sys::fuzz_target;
-use moneygo_operator::caches::Guarded;
+use moneygo_operator::caches::{Caches, Guarded, ObjectKey};
 use moneygo_operator::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Resolved};
 use moneygo_operator::plan::{self, Credentials, Observed, Plan, Target};
 use moneygo_operator::schedule::{Life, MAX_LIFETIME};
@@ -19,13 +20,22 @@ fuzz_target!(|input: &[u8]| {
     object.insert("metadata".to_owned(), json!({"name": "o", "namespace": "n", "uid": "the-uid", "generation": 3}));
     // One object that cannot be read must not cost the list of all.
     let guarded: Guarded = serde_json::from_value(object.into()).expect("a list is read whole");
-    if let Ok(credential) = &guarded.0 {
+    check_kept(&guarded);
+    if let Some(credential) = guarded.credential() {
         if let Ok(spec) = credential.resolve() {
             check_spec(&spec);
         }
-        check_plan(credential);
+        check_plan(&credential);
     }
 });
+
+/// Packed and unpacked it is the same.
+fn check_kept(guarded: &Guarded) {
+    let caches = Caches::default();
+    let _ = caches.fold_object(Event::Apply(guarded.clone()));
+    let kept = caches.credential(&ObjectKey::new("n", "o")).expect("it is kept");
+    assert_eq!(kept.credential(), guarded.clone().credential());
+}
 
 fn check_spec(spec: &Resolved) {
     for name in [&spec.credentials, &spec.target] {
