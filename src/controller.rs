@@ -242,8 +242,8 @@ async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
     }
 }
 
-/// Looks at whoever is called or due, so many at a time, until shutdown; then returns as the last look ends. To drop it ends those that
-/// are under way.
+/// Looks at whoever is called or due, so many at a time, until shutdown; from then on only at those that hold a token, which another's slow
+/// request must not keep from being written. Returns as the last look ends. To drop it ends those that are under way.
 async fn reconcile_all(
     context: Arc<Context>,
     mut called: mpsc::UnboundedReceiver<ObjectKey>,
@@ -252,10 +252,13 @@ async fn reconcile_all(
     let concurrency = context.shared.settings.token_concurrency.saturating_add(CONCURRENCY_BESIDE_GRANTS);
     let (mut work, mut passes) = (Work::default(), JoinSet::new());
     while !shutdown.is_cancelled() || !passes.is_empty() {
-        while !shutdown.is_cancelled()
-            && passes.len() < usize::from(concurrency)
+        while passes.len() < usize::from(concurrency)
             && let Some(key) = work.start()
         {
+            if shutdown.is_cancelled() && !context.shared.memories.is_holding(&key) {
+                work.done(key, Action::await_change(), Instant::now());
+                continue;
+            }
             // A task of its own: only those that move are polled.
             passes.spawn(pass_over(key, Arc::clone(&context)));
         }
@@ -313,10 +316,17 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
             let was_called = Box::pin(context.end_pass(&credential)).await;
             match (result, was_called) {
                 (Ok(action), true) => Ok(context.answer_call(key).unwrap_or(action)),
-                (result, _) => result,
+                (Err(error), true) => {
+                    context.call(key.clone());
+                    Err(error)
+                }
+                (result, false) => result,
             }
         }
-        Err(metadata) => context.report_broken(&metadata).await,
+        Err(metadata) => {
+            context.shared.settings.grants.withdraw(key);
+            context.report_broken(&metadata).await
+        }
     };
     let outcome = result.as_ref().err().map_or("Ok", Error::reason);
     context.shared.settings.metrics.reconcile(outcome, started.elapsed().as_secs_f64());
@@ -325,7 +335,8 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
 
 /// What the API server did not do is tried again soon: a token may be waiting to be written.
 fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
-    let uid = context.caches.uid(key).unwrap_or_default();
+    // Of an object that is gone nothing is remembered.
+    let Some(uid) = context.caches.uid(key) else { return Action::await_change() };
     let failures = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
         memory.api_failures
@@ -384,7 +395,8 @@ impl Context {
             let _ = self.deliver_to_what_remains(&mut o, sight).await;
         }
         self.forget(&key_of(&owner));
-        was_called
+        // Who was made anew under its name may have waited in the queue that it was just taken out of.
+        was_called || self.caches.uid(&key_of(&owner)).is_some()
     }
 
     /// Answers a call that came during a pass, now that the pass has ended: mostly it was for the pass's own writes, there is

@@ -155,6 +155,13 @@ impl Memories {
         }
     }
 
+    /// Whether an object's token is not written yet.
+    #[must_use]
+    pub fn is_holding(&self, key: &ObjectKey) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(key).is_some_and(|memory| memory.held.is_some())
+    }
+
     /// The objects whose tokens are not written yet.
     #[must_use]
     pub fn holding(&self) -> Vec<ObjectKey> {

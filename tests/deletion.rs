@@ -129,6 +129,24 @@ async fn a_token_that_comes_after_the_deletion_is_dropped() {
     operator.stop().await;
 }
 
+/// The new one waits in the queue of grants as the request for the old one ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_made_anew_while_a_token_is_asked_for_gets_one_of_its_own() {
+    let stage = Stage::new("anew").await;
+    let operator = stage.operator().flag("--token-requests-per-second=0.2").start().await;
+    stage.moneygo.hold_answers();
+    stage.subscribe("a", json!({})).await;
+    stage.moneygo.wait_for_held(1, SOON).await.unwrap();
+    stage.delete("a").await;
+    gone(&stage, "a").await;
+    stage.credential("a", json!({})).await;
+    has_seen(&stage, "fence").await;
+    stage.moneygo.release();
+    stage.ready("a").await;
+    assert_eq!(stage.grants_of("a"), 2);
+    operator.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_comes_after_the_deletion_is_written_to_a_retained_secret() {
     let stage = Stage::new("late-retained").await;
