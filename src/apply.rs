@@ -10,6 +10,7 @@ use kube::core::{DynamicObject, Request};
 use kube::{Client, Resource as _};
 use ring::rand::SecureRandom as _;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::crd::MoneyGoCredential;
@@ -27,6 +28,16 @@ async fn call<T>(doing: &'static str, request: impl Future<Output = kube::Result
         Ok(Err(error)) => Err(Error::of(doing, &error)),
         Err(_) => Err(Error::Timeout { doing }),
     }
+}
+
+/// For who reads less of the answer than kube's `Api` does.
+async fn send<T: DeserializeOwned>(
+    client: &Client,
+    doing: &'static str,
+    request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+) -> Result<T, Error> {
+    let request = request.map_err(|error| Error::of(doing, &kube::Error::BuildRequest(error)))?;
+    call(doing, client.request(request)).await
 }
 
 fn post_params() -> PostParams {
@@ -56,9 +67,8 @@ pub async fn write_secret(client: &Client, secret: &Secret) -> Result<ObjectMeta
     let json = serde_json::to_vec(secret).map_err(|error| Error::of(doing, &kube::Error::SerdeError(error)))?;
     let params = post_params();
     let request = if replaces { request.replace(name, &params, json) } else { request.create(&params, json) };
-    let request = request.map_err(|error| Error::of(doing, &kube::Error::BuildRequest(error)))?;
     // The data comes back, too, and is left where it is.
-    let written: PartialObjectMeta<Secret> = call(doing, client.request(request)).await?;
+    let written: PartialObjectMeta<Secret> = send(client, doing, request).await?;
     Ok(written.metadata)
 }
 
@@ -72,8 +82,7 @@ pub async fn patch_status(client: &Client, namespace: &str, name: &str, patch: &
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let request = Request::new(MoneyGoCredential::url_path(&(), Some(namespace)));
     let request = request.patch_subresource("status", name, &params, &Patch::Merge(patch));
-    let request = request.map_err(|error| Error::of(doing, &kube::Error::BuildRequest(error)))?;
-    let patched: Versioned = call(doing, client.request(request)).await?;
+    let patched: Versioned = send(client, doing, request).await?;
     Ok(patched.metadata)
 }
 

@@ -379,17 +379,10 @@ impl Secrets {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(key.clone());
                 }
-                let facts = Facts::of(&secret.metadata);
-                self.show(&facts.version);
-                self.put(&key, &facts).then_some(key).into_iter().collect()
+                self.take_in(key, &secret)
             }
             Event::InitDone => self.end_of_list(),
-            Event::Apply(secret) => {
-                let key = ObjectKey::of(&secret);
-                let facts = Facts::of(&secret.metadata);
-                self.show(&facts.version);
-                self.put(&key, &facts).then_some(key).into_iter().collect()
-            }
+            Event::Apply(secret) => self.take_in(ObjectKey::of(&secret), &secret),
             Event::Delete(secret) => {
                 let key = ObjectKey::of(&secret);
                 let deleted = Version::of(&secret.metadata);
@@ -401,6 +394,12 @@ impl Secrets {
                 (!is_another && self.known.remove(&key).is_some()).then_some(key).into_iter().collect()
             }
         }
+    }
+
+    fn take_in(&mut self, key: ObjectKey, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectKey> {
+        let facts = Facts::of(&secret.metadata);
+        self.show(&facts.version);
+        self.put(&key, &facts).then_some(key).into_iter().collect()
     }
 
     fn show(&mut self, version: &Version) {

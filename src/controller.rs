@@ -271,19 +271,12 @@ async fn reconcile_all(
                 }
             },
             Some(key) = called.recv() => work.call(key),
-            () = at(due) => work.call_due(Instant::now()),
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => work.call_due(Instant::now()),
             () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
         }
         while let Ok(key) = called.try_recv() {
             work.call(key);
         }
-    }
-}
-
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 

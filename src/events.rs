@@ -2,6 +2,7 @@
 //! hides no error.
 
 use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -84,13 +85,15 @@ fn event(notice: &Notice) -> Event {
     }
 }
 
-fn regarding(owner: &Owner) -> k8s_openapi::api::core::v1::ObjectReference {
-    k8s_openapi::api::core::v1::ObjectReference {
+/// What an event of an object is about.
+#[must_use]
+pub fn regarding(owner: &Owner) -> ObjectReference {
+    ObjectReference {
         api_version: Some(MoneyGoCredential::api_version(&()).into_owned()),
         kind: Some(MoneyGoCredential::kind(&()).into_owned()),
         namespace: Some(owner.namespace.clone()),
         name: Some(owner.name.clone()),
         uid: Some(owner.uid.clone()),
-        ..Default::default()
+        ..ObjectReference::default()
     }
 }

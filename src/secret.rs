@@ -143,14 +143,13 @@ impl Applied {
 }
 
 /// Who wrote the data that is in a Secret now, as far as `managedFields` tell.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seal {
     /// We wrote every key of ours, and nobody wrote one since.
     Intact,
     /// Another field manager wrote one of them, or took it away.
     Broken(Option<String>),
     /// There are no `managedFields`, or we do not know which keys are ours.
-    #[default]
     Unknown,
 }
 
@@ -184,7 +183,6 @@ struct Kept {
     labels: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<String, String>,
-    #[serde(default)]
     seal: Seal,
 }
 

@@ -46,13 +46,13 @@ impl Context {
         let api: Api<Guarded> = self.api();
         let events = watcher::watcher(api, config).backoff(backoff());
         follow("MoneyGoCredentials", events, |event| {
-            let own = matches!(&event, Event::Apply(object) if self.is_own_status(object));
             let is_whole = matches!(event, Event::InitDone);
-            let shown = if let Event::Apply(object) = &event {
-                Some((ObjectKey::of(object), Version::of(object.meta())))
-            } else {
-                None
+            let shown = match &event {
+                Event::Apply(object) => Some((ObjectKey::of(object), Version::of(object.meta()))),
+                _ => None,
             };
+            // The watch shows what this process wrote: there is nothing to look at.
+            let own = shown.as_ref().is_some_and(|(key, version)| self.shared.memories.wrote_status(key, version));
             let folded = self.caches.fold_object(event);
             for key in folded.gone {
                 self.forget(&key);
@@ -68,11 +68,6 @@ impl Context {
             }
         })
         .await;
-    }
-
-    /// The watch shows what this process wrote: there is nothing to look at.
-    pub(super) fn is_own_status(&self, object: &Guarded) -> bool {
-        self.shared.memories.wrote_status(&ObjectKey::of(object), &Version::of(object.meta()))
     }
 
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
@@ -268,6 +263,12 @@ fn call_everyone(contexts: &[Arc<Context>]) {
     }
 }
 
+fn call_one(contexts: &[Arc<Context>], key: &ObjectKey) {
+    for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
+        context.call(key.clone());
+    }
+}
+
 /// On becoming the leader, looks at everything: a standby asked for nothing.
 pub(super) async fn follow_leadership(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     let mut changed = shared.settings.leadership.changed();
@@ -286,13 +287,7 @@ pub(super) async fn follow_leadership(shared: Arc<Shared>, contexts: Arc<[Arc<Co
 
 pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     let grants = Arc::clone(&shared.settings.grants);
-    grants
-        .run(|key| {
-            for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
-                context.call(key.clone());
-            }
-        })
-        .await;
+    grants.run(|key| call_one(&contexts, key)).await;
 }
 
 /// Compares the clocks, and looks at everything again after a jump: timers follow the monotonic clock, which stands still
@@ -304,9 +299,7 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
         let jumped = shared.is_clock_off();
         *shared.last_beat() = shared.clocks();
         for key in shared.settings.grants.long_waiting() {
-            for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
-                context.call(key.clone());
-            }
+            call_one(&contexts, &key);
         }
         if jumped {
             tracing::info!("a clock jumped: looking at everything again");

@@ -12,14 +12,15 @@ use futures::future::try_join;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
-use kube::{Api, Client, Config, Resource as _, ResourceExt as _};
+use kube::{Api, Client, Config, ResourceExt as _};
 use moneygo_operator::crd::MoneyGoCredential;
+use moneygo_operator::events;
 use moneygo_operator::schedule::Life;
 use moneygo_operator::secret::{self, Content, Issue, Owner, Ownership, Version};
 use moneygo_operator::token::AccessToken;
@@ -161,17 +162,9 @@ impl Floor {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        let regarding = ObjectReference {
-            api_version: Some(MoneyGoCredential::api_version(&()).into_owned()),
-            kind: Some(MoneyGoCredential::kind(&()).into_owned()),
-            namespace: Some(owner.namespace.clone()),
-            name: Some(owner.name.clone()),
-            uid: Some(owner.uid.clone()),
-            ..ObjectReference::default()
-        };
         let reporter = Reporter { controller: "floor".to_owned(), instance: None };
         // Its memory of earlier events would only cost.
-        Recorder::new(self.client.clone(), reporter).publish(&event, &regarding).await
+        Recorder::new(self.client.clone(), reporter).publish(&event, &events::regarding(owner)).await
     }
 }
 

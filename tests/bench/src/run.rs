@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 
-use crate::fill::fill;
+use crate::fill::{Filling, fill};
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::reactions::{Change, answered};
@@ -103,21 +103,23 @@ impl<'a> Run<'a> {
         world.end().await
     }
 
-    async fn floor_fills(&mut self, objects: usize) -> Result<()> {
-        self.say(&format!("filling {objects}: the floor"));
+    async fn filled(&self, name: &str, who: &Who<'_>, objects: usize) -> Result<(World, Subject, Filling)> {
+        self.say(&format!("filling {objects}: {name}"));
         let world = populated(objects).await?;
-        let (subject, filling) = fill(&world, &self.floor(false), objects, self.plan.settle).await?;
+        let (subject, filling) = fill(&world, who, objects, self.plan.settle).await?;
         self.say(&format!("  {:.0} tokens a second", filling.rate()));
+        Ok((world, subject, filling))
+    }
+
+    async fn floor_fills(&mut self, objects: usize) -> Result<()> {
+        let (world, subject, filling) = self.filled("the floor", &self.floor(false), objects).await?;
         self.results.fillings.entry(objects).or_default().floor.push(filling);
         subject.kill()?;
         world.end().await
     }
 
     async fn operator_fills(&mut self, objects: usize, last: bool) -> Result<()> {
-        self.say(&format!("filling {objects}: the operator"));
-        let world = populated(objects).await?;
-        let (subject, filling) = fill(&world, &self.open(), objects, self.plan.settle).await?;
-        self.say(&format!("  {:.0} tokens a second", filling.rate()));
+        let (world, subject, filling) = self.filled("the operator", &self.open(), objects).await?;
         self.results.fillings.entry(objects).or_default().operator.push(filling);
         if last && objects == self.plan.small {
             self.in_small_world(&world, subject).await;
