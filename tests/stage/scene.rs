@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt as _};
@@ -97,10 +98,27 @@ impl fmt::Display for Scene {
     }
 }
 
+/// No test takes so long, on the slowest machine. What stands still for ever would hold up all that come after it, and say nothing.
+const STANDSTILL: Duration = Duration::from_mins(10);
+
 /// A scene that follows what happens.
 pub struct Seen {
     scene: watch::Receiver<Scene>,
     watches: [AbortHandle; 2],
+    /// Dropped with the scene.
+    _alive: mpsc::Sender<()>,
+}
+
+/// Ends the test binary, with what was seen last, where a scene is still followed after [`STANDSTILL`].
+fn end_a_standstill(namespace: String, scene: watch::Receiver<Scene>) -> mpsc::Sender<()> {
+    let (alive, gone) = mpsc::channel();
+    std::thread::spawn(move || {
+        if gone.recv_timeout(STANDSTILL) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{namespace}: the test stands still since {STANDSTILL:?}. {}", scene.borrow().clone());
+            std::process::exit(101);
+        }
+    });
+    alive
 }
 
 impl Drop for Seen {
@@ -128,7 +146,8 @@ impl Seen {
             fold_secrets(&secrets_sender, event);
             std::future::ready(())
         }));
-        Self { scene, watches: [objects.abort_handle(), secrets.abort_handle()] }
+        let alive = end_a_standstill(namespace.to_owned(), scene.clone());
+        Self { scene, watches: [objects.abort_handle(), secrets.abort_handle()], _alive: alive }
     }
 
     /// Waits until `look` finds something; `None` at the limit.
