@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::crd::MoneyGoCredential;
 use crate::digest::{DigestKey, KEY_BYTES};
 use crate::error::{CALL_TIMEOUT, Error};
-use crate::secret::{FIELD_MANAGER, Version};
+use crate::secret::{FIELD_MANAGER, SecretMeta, Version};
 
 /// The Secret, in the operator's own namespace, that holds the key of all digests.
 pub const DIGEST_KEY_SECRET: &str = "moneygo-operator-digest-key";
@@ -68,8 +68,8 @@ pub async fn write_secret(client: &Client, secret: &Secret) -> Result<ObjectMeta
     let params = post_params();
     let request = if replaces { request.replace(name, &params, json) } else { request.create(&params, json) };
     // The data comes back, too, and is left where it is.
-    let written: PartialObjectMeta<Secret> = send(client, doing, request).await?;
-    Ok(written.metadata)
+    let written: SecretMeta = send(client, doing, request).await?;
+    Ok(written.into())
 }
 
 /// Patches the status of a `MoneyGoCredential`; the patch names the uid and resource version that it is for. Returns the

@@ -4,77 +4,54 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::ResourceExt as _;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
+use kube::{Resource as _, ResourceExt as _};
 
 mod guarded;
+mod key;
 mod packed;
 
 pub use guarded::Guarded;
+pub use key::ObjectKey;
 
 use packed::Packed;
 
-use crate::secret::{Contender, Facts, Owner, Version};
-
-/// Names a namespaced object.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl ObjectKey {
-    /// Names an object.
-    #[must_use]
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.to_owned(), name: name.to_owned() }
-    }
-
-    /// The name of an object that was read.
-    #[must_use]
-    pub fn of(object: &impl kube::ResourceExt) -> Self {
-        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
-    }
-
-    fn beside(&self, name: &str) -> Self {
-        Self::new(&self.namespace, name)
-    }
-}
+use crate::secret::{Contender, Facts, Owner, SecretMeta, Version};
 
 /// What an object names, for finding it when one of those Secrets changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Names {
     uid: Box<str>,
-    credentials: Option<Box<str>>,
-    target: Option<Box<str>>,
+    credentials: Option<ObjectKey>,
+    target: Option<ObjectKey>,
 }
 
 impl Names {
-    fn of(object: &Guarded) -> Self {
-        let uid = kube::Resource::meta(object).uid.clone().unwrap_or_default().into();
+    fn of(key: &ObjectKey, object: &Guarded) -> Self {
+        let uid = object.meta().uid.clone().unwrap_or_default().into();
         let (credentials, target) = object.names().unzip();
-        Self { uid, credentials: credentials.map(Into::into), target: target.map(Into::into) }
+        let beside = |name: &str| key.beside(name);
+        Self { uid, credentials: credentials.map(beside), target: target.map(beside) }
     }
 
-    fn secrets(&self) -> impl Iterator<Item = &str> {
-        self.credentials.iter().chain(self.target.iter()).map(AsRef::as_ref)
+    fn secrets(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.credentials.iter().chain(self.target.iter())
     }
 }
 
 struct Kept {
     names: Names,
     object: Packed,
+    is_new: bool,
 }
 
 #[derive(Default)]
 struct Index {
     objects: BTreeMap<ObjectKey, Kept>,
-    /// The names of the objects that name a Secret, in order. Most Secrets are named by one.
-    by_secret: HashMap<ObjectKey, Vec<Box<str>>>,
+    /// The objects that name a Secret, in order. Most Secrets are named by one.
+    by_secret: HashMap<ObjectKey, Vec<ObjectKey>>,
     listing: Option<BTreeSet<ObjectKey>>,
 }
 
@@ -120,6 +97,12 @@ impl Caches {
     #[must_use]
     pub fn credential(&self, key: &ObjectKey) -> Option<Guarded> {
         lock(&self.index).objects.get(key)?.object.value()
+    }
+
+    /// Whether an object is there, can be read, and nothing was ever said of it.
+    #[must_use]
+    pub fn is_new(&self, key: &ObjectKey) -> bool {
+        lock(&self.index).objects.get(key).is_some_and(|kept| kept.is_new)
     }
 
     /// An object's uid.
@@ -185,18 +168,19 @@ impl Caches {
     #[must_use]
     pub fn contenders(&self, owner: &Owner, target: &str) -> Vec<Contender> {
         let secret = ObjectKey::new(&owner.namespace, target);
-        let names: Vec<Box<str>> = {
-            let index = lock(&self.index);
-            index.by_secret.get(&secret).filter(|names| names.len() > 1).cloned().unwrap_or_default()
-        };
-        names.iter().filter_map(|name| self.contender(&secret.beside(name), target)).collect()
+        let naming = lock(&self.index).naming(&secret);
+        if naming.len() < 2 {
+            Vec::new()
+        } else {
+            naming.iter().filter_map(|key| self.contender(key, target)).collect()
+        }
     }
 
     fn contender(&self, key: &ObjectKey, target: &str) -> Option<Contender> {
         let credential = self.credential(key)?.credential().filter(|credential| credential.target_name() == target)?;
         let bound = credential.status.as_ref().and_then(|status| status.target_name.as_deref());
         Some(Contender {
-            name: key.name.clone(),
+            name: key.name().to_owned(),
             uid: credential.uid().unwrap_or_default(),
             created: credential.creation_timestamp().map(|time| time.0),
             sound: credential.resolve().is_ok() && bound.is_none_or(|name| name == target),
@@ -206,16 +190,13 @@ impl Caches {
     /// Another object that names the same credentials Secret.
     #[must_use]
     pub fn sharing_credentials(&self, key: &ObjectKey, credentials: &str) -> Option<String> {
-        let index = lock(&self.index);
-        let names = index.by_secret.get(&key.beside(credentials));
-        let shares = |name: &&str| {
-            **name != key.name
-                && index
-                    .objects
-                    .get(&key.beside(name))
-                    .is_some_and(|kept| kept.names.credentials.as_deref() == Some(credentials))
+        let (index, credentials) = (lock(&self.index), key.beside(credentials));
+        let shares = |other: &&ObjectKey| {
+            let named = index.objects.get(*other).and_then(|kept| kept.names.credentials.as_ref());
+            *other != key && named == Some(&credentials)
         };
-        names.into_iter().flatten().map(AsRef::as_ref).find(shares).map(ToOwned::to_owned)
+        let other = index.by_secret.get(&credentials)?.iter().find(shares)?;
+        Some(other.name().to_owned())
     }
 
     /// Folds an event of the objects' watch. Returns whom to look at, and which objects are gone.
@@ -250,7 +231,7 @@ impl Caches {
     }
 
     /// Folds an event of the Secrets' watch. Returns whom to look at.
-    pub fn fold_secret(&self, event: Event<PartialObjectMeta<Secret>>) -> Vec<ObjectKey> {
+    pub fn fold_secret(&self, event: Event<SecretMeta>) -> Vec<ObjectKey> {
         let changed = lock(&self.secrets).fold(event);
         let index = lock(&self.index);
         changed.iter().flat_map(|secret| index.naming(secret)).collect()
@@ -274,7 +255,7 @@ impl Caches {
                 drop(ending);
                 let index = was_ending.then(|| lock(&self.index));
                 let keys = index.iter().flat_map(|index| index.objects.keys());
-                keys.filter(|key| key.namespace == name).cloned().collect()
+                keys.filter(|key| key.namespace() == name).cloned().collect()
             }
             Event::Init | Event::InitDone => Vec::new(),
         }
@@ -294,30 +275,37 @@ impl Index {
     /// Returns the object, and those that share its old or new target where that is new.
     fn put(&mut self, key: &ObjectKey, object: &Guarded) -> Vec<ObjectKey> {
         let Some(packed) = Packed::new(object) else { return Vec::new() };
-        let names = Names::of(object);
-        let before = self.objects.get(key).map(|kept| kept.names.clone());
+        // The copies that the tables have already are those that are kept, and returned to be kept elsewhere.
+        let key = self.objects.get_key_value(key).map_or(key, |(known, _)| known).clone();
+        let before = self.objects.get(&key).map(|kept| kept.names.clone());
+        let names = Names::of(&key, object);
         let mut touched = vec![key.clone()];
-        let renamed = before.as_ref().is_none_or(|old| {
-            old.target != names.target || old.credentials != names.credentials || old.uid != names.uid
-        });
-        if renamed {
-            if let Some(old) = &before {
-                touched.extend(self.unlink(key, old));
+        let names = match before {
+            Some(old) if old == names => old,
+            before => {
+                touched.extend(before.iter().flat_map(|old| self.unlink(&key, old)));
+                touched.extend(self.link(&key, &names));
+                names
             }
-            for secret in names.secrets() {
-                let naming = self.by_secret.entry(key.beside(secret)).or_default();
-                if let Err(place) = naming.binary_search_by(|name| (**name).cmp(&key.name)) {
-                    naming.reserve_exact(1);
-                    naming.insert(place, key.name.as_str().into());
-                }
-            }
-            touched.extend(names.target.iter().flat_map(|target| self.naming(&key.beside(target))));
-            touched.extend(names.credentials.iter().flat_map(|name| self.newly_shared(&key.beside(name))));
-        }
-        self.objects.insert(key.clone(), Kept { names, object: packed });
+        };
+        self.objects.insert(key, Kept { names, object: packed, is_new: object.is_new() });
         touched.sort();
         touched.dedup();
         touched
+    }
+
+    /// Returns those that share its Secrets.
+    fn link(&mut self, key: &ObjectKey, names: &Names) -> Vec<ObjectKey> {
+        for secret in names.secrets() {
+            let naming = self.by_secret.entry(secret.clone()).or_default();
+            if let Err(place) = naming.binary_search(key) {
+                naming.reserve_exact(1);
+                naming.insert(place, key.clone());
+            }
+        }
+        let contenders = names.target.iter().flat_map(|target| self.naming(target));
+        let sharing = names.credentials.iter().flat_map(|credentials| self.newly_shared(credentials));
+        contenders.chain(sharing).collect()
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Vec<ObjectKey> {
@@ -329,14 +317,13 @@ impl Index {
     fn unlink(&mut self, key: &ObjectKey, names: &Names) -> Vec<ObjectKey> {
         let mut others = Vec::new();
         for secret in names.secrets() {
-            let secret = key.beside(secret);
-            if let Some(naming) = self.by_secret.get_mut(&secret) {
-                naming.retain(|name| **name != *key.name);
+            if let Some(naming) = self.by_secret.get_mut(secret) {
+                naming.retain(|other| other != key);
                 if naming.is_empty() {
-                    self.by_secret.remove(&secret);
+                    self.by_secret.remove(secret);
                 }
             }
-            others.extend(self.naming(&secret));
+            others.extend(self.naming(secret));
         }
         others
     }
@@ -348,7 +335,7 @@ impl Index {
     }
 
     fn naming(&self, secret: &ObjectKey) -> Vec<ObjectKey> {
-        self.by_secret.get(secret).into_iter().flatten().map(|name| secret.beside(name)).collect()
+        self.by_secret.get(secret).cloned().unwrap_or_default()
     }
 
     fn end_of_list(&mut self) -> Folded {
@@ -368,7 +355,7 @@ impl Secrets {
     }
 
     /// Returns the Secrets that changed by it.
-    fn fold(&mut self, event: Event<PartialObjectMeta<Secret>>) -> Vec<ObjectKey> {
+    fn fold(&mut self, event: Event<SecretMeta>) -> Vec<ObjectKey> {
         match event {
             Event::Init => {
                 self.listing = Some(HashSet::new());
@@ -385,7 +372,7 @@ impl Secrets {
             Event::Apply(secret) => self.take_in(ObjectKey::of(&secret), &secret),
             Event::Delete(secret) => {
                 let key = ObjectKey::of(&secret);
-                let deleted = Version::of(&secret.metadata);
+                let deleted = Version::of(secret.meta());
                 self.show(&deleted);
                 // A Secret made anew may have been noted before the deletion of the old one is shown.
                 let is_another = self
@@ -396,8 +383,8 @@ impl Secrets {
         }
     }
 
-    fn take_in(&mut self, key: ObjectKey, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectKey> {
-        let facts = Facts::of(&secret.metadata);
+    fn take_in(&mut self, key: ObjectKey, secret: &SecretMeta) -> Vec<ObjectKey> {
+        let facts = Facts::of(secret.meta());
         self.show(&facts.version);
         self.put(&key, &facts).then_some(key).into_iter().collect()
     }

@@ -335,7 +335,7 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
         memory.api_failures
     });
     if failures == 1 && !error.is_conflict() {
-        tracing::warn!(namespace = %key.namespace, name = %key.name, reason = error.reason(), %error, "trying again");
+        tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
     Action::requeue(Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10)))
 }
@@ -465,7 +465,7 @@ impl Context {
 
     fn log_dropped(key: &ObjectKey) {
         tracing::warn!(
-            namespace = %key.namespace, name = %key.name, reason = "TokenDropped",
+            namespace = %key.namespace(), name = %key.name(), reason = "TokenDropped",
             "a token that was issued is dropped: it has expired, or there is nothing left to write it to"
         );
     }

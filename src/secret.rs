@@ -16,6 +16,10 @@ use crate::crd::{DeletionPolicy, MoneyGoCredential, Resolved, annotation};
 use crate::digest::{DigestKey, Match};
 use crate::schedule::Life;
 
+mod sent;
+
+pub use sent::SecretMeta;
+
 /// The operator's name in `managedFields`.
 pub const FIELD_MANAGER: &str = "moneygo-operator";
 

@@ -73,6 +73,11 @@ impl Guarded {
         self.read().ok()
     }
 
+    /// Whether it can be read, and has no status.
+    pub(super) fn is_new(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.status.is_none())
+    }
+
     /// The Secret with the client's id and secret, and the target, where it can be read.
     pub(super) fn names(&self) -> Option<(&str, &str)> {
         let spec = &self.body.as_ref()?.spec;

@@ -40,7 +40,7 @@ fn sent(name: &str, uid: &str, spec: &Value) -> Value {
     })
 }
 
-fn secret(name: &str, uid: &str, version: u32) -> PartialObjectMeta<Secret> {
+fn secret(name: &str, uid: &str, version: u32) -> SecretMeta {
     let metadata = json!({"name": name, "namespace": "shop", "uid": uid, "resourceVersion": version.to_string()});
     serde_json::from_value(json!({"apiVersion": "v1", "kind": "PartialObjectMetadata", "metadata": metadata})).unwrap()
 }
@@ -83,7 +83,7 @@ impl Watches {
         folded.look_at
     }
 
-    fn list_secrets(&self, secrets: Vec<PartialObjectMeta<Secret>>) -> Vec<ObjectKey> {
+    fn list_secrets(&self, secrets: Vec<SecretMeta>) -> Vec<ObjectKey> {
         let mut look_at = self.caches.fold_secret(Event::Init);
         look_at.extend(secrets.into_iter().flat_map(|secret| self.caches.fold_secret(Event::InitApply(secret))));
         look_at.extend(self.caches.fold_secret(Event::InitDone));
@@ -235,8 +235,7 @@ fn a_secret_calls_those_that_name_it_and_nobody_else() {
 #[test]
 fn what_was_noted_before_the_watch_shows_it_is_no_news_then() {
     let watches = Watches::of(vec![object("a", "c", "t")]);
-    let note =
-        |uid, version| watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", uid, version).metadata));
+    let note = |uid, version| watches.caches.note_secret(&key("x"), "t", &Facts::of(secret("t", uid, version).meta()));
     note("s", 5);
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("t", "s", 5))), [], "our own write");
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("t", "s", 4))), [], "an earlier one, late");
@@ -250,7 +249,7 @@ fn what_was_noted_before_the_watch_shows_it_is_no_news_then() {
 fn what_one_object_notes_the_others_that_name_it_are_called_for() {
     let watches = Watches::of(vec![object("a", "c", "t"), object("b", "c", "u")]);
     watches.list_secrets(vec![secret("c", "s", 1)]);
-    let note = || watches.caches.note_secret(&key("a"), "c", &Facts::of(&secret("c", "s", 2).metadata));
+    let note = || watches.caches.note_secret(&key("a"), "c", &Facts::of(secret("c", "s", 2).meta()));
     assert_eq!(note(), keys(["b"]), "the watch will show it as no news");
     assert_eq!(note(), []);
     assert_eq!(watches.caches.fold_secret(Event::Apply(secret("c", "s", 2))), []);
@@ -259,7 +258,7 @@ fn what_one_object_notes_the_others_that_name_it_are_called_for() {
 #[test]
 fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_deleted_secret_back() {
     let watches = Watches::new();
-    let note = |version| watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", "s", version).metadata));
+    let note = |version| watches.caches.note_secret(&key("x"), "t", &Facts::of(secret("t", "s", version).meta()));
     watches.caches.fold_secret(Event::Apply(secret("t", "s", 7)));
     watches.caches.fold_secret(Event::Delete(secret("t", "s", 9)));
     note(7);
@@ -273,7 +272,7 @@ fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_deleted_secret_back()
 fn the_late_deletion_of_an_earlier_secret_leaves_the_new_one() {
     let watches = Watches::of(vec![object("a", "c", "t")]);
     watches.caches.fold_secret(Event::Apply(secret("t", "old", 5)));
-    let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", "new", 8).metadata));
+    let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(secret("t", "new", 8).meta()));
     assert_eq!(watches.caches.fold_secret(Event::Delete(secret("t", "old", 7))), []);
     assert_eq!(watches.version("t").unwrap().0, "new");
     assert_eq!(watches.caches.fold_secret(Event::Delete(secret("t", "new", 9))), keys(["a"]));
@@ -297,7 +296,7 @@ fn a_secret_that_was_written_while_a_list_was_under_way_is_not_lost_by_its_end()
     watches.caches.fold_secret(Event::Init);
     watches.caches.fold_secret(Event::InitApply(secret("c", "s", 1)));
     // The list is as of before this write.
-    let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(&secret("t", "s", 9).metadata));
+    let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(secret("t", "s", 9).meta()));
     watches.caches.fold_secret(Event::InitDone);
     assert_eq!(watches.version("t").map(|(_, version)| version).as_deref(), Some("9"));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::utils::Backoff;
@@ -21,7 +21,7 @@ use crate::clock::Moment;
 use crate::digest::DigestKey;
 use crate::error::Error;
 use crate::plan::{self, Plan};
-use crate::secret::Version;
+use crate::secret::{SecretMeta, Version};
 
 impl Context {
     fn watches(&self, namespace: &str) -> bool {
@@ -72,8 +72,7 @@ impl Context {
 
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
         let mut listed = Some(listed);
-        let events =
-            watcher::watcher(self.api::<PartialObjectMeta<Secret>>(), watcher::Config::default()).backoff(backoff());
+        let events = watcher::watcher(self.api::<SecretMeta>(), watcher::Config::default()).backoff(backoff());
         follow("Secrets", events, |event| {
             let is_whole = matches!(event, Event::InitDone);
             self.call_all(self.caches.fold_secret(event));
@@ -109,10 +108,10 @@ impl Context {
     /// A new object that can have a token goes to the queue of grants, and is called when its turn comes: a pass before that
     /// could do no more.
     fn queue_new(&self, key: &ObjectKey) -> bool {
-        let Some(object) = self.caches.credential(key) else { return false };
-        let Some(credential) = object.credential().filter(|credential| credential.status.is_none()) else {
+        if !self.caches.is_new(key) {
             return false;
-        };
+        }
+        let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { return false };
         let o = self.observe(&credential);
         let is_idle = !self.shared.memories.of(key, &o.owner.uid).passing;
         is_idle && plan::plan(&o) == Plan::LookToMint && self.shared.settings.grants.enqueue(key, plan::urgency(&o))
@@ -264,7 +263,7 @@ fn call_everyone(contexts: &[Arc<Context>]) {
 }
 
 fn call_one(contexts: &[Arc<Context>], key: &ObjectKey) {
-    for context in contexts.iter().filter(|context| context.watches(&key.namespace)) {
+    for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
         context.call(key.clone());
     }
 }

@@ -358,6 +358,29 @@ fn annotations_of_any_shape_are_read_without_trust() {
     }
 }
 
+/// What the watch keeps of the metadata is all that is ever looked at.
+#[test]
+fn the_same_is_seen_in_what_the_watch_keeps() {
+    let mut secret =
+        sealed(composed(None, &spec()), &[(FIELD_MANAGER, &["access_token", "auth"]), ("helm", &["theirs"])]);
+    let metadata = &mut secret.metadata;
+    metadata.uid = Some("uid".to_owned());
+    metadata.resource_version = Some("7".to_owned());
+    metadata.managed_fields.as_mut().unwrap().push(ManagedFieldsEntry::default());
+    let seen = |metadata: &ObjectMeta| {
+        let watched: SecretMeta = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+        let facts = Facts::of(watched.meta());
+        assert_eq!(facts, Facts::of(metadata));
+        facts.seal
+    };
+    assert_eq!(seen(&secret.metadata), Seal::Intact);
+    secret.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
+    assert_eq!(seen(&secret.metadata), Seal::Broken(None));
+    secret.metadata.managed_fields = None;
+    assert_eq!(seen(&secret.metadata), Seal::Unknown);
+    assert_eq!(seen(&ObjectMeta::default()), Seal::Unknown);
+}
+
 #[test]
 fn managed_fields_tell_who_wrote_the_data_last() {
     let spec = Resolved { authorization_key: Some("auth".into()), ..spec() };
