@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{bench, checkout, fuzz, generate, simulate, terminal, test, tools};
+use crate::{bench, checkout, docs, fuzz, generate, simulate, terminal, test, tools};
 
 mod end_to_end;
 
@@ -93,6 +93,7 @@ pub fn run(only: Option<&str>) -> anyhow::Result<()> {
         let mut doc = terminal::cargo(checkout());
         succeed(doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "--deny warnings"))
     });
+    steps.take("book", || docs::run(&docs::Options::default()).map(|()| Outcome::Passed));
     steps.take("simulation", || simulate::run(&["--seeds".to_owned(), SEEDS.to_owned()]).map(|()| Outcome::Passed));
     steps.take("fuzzing", fuzzing);
     steps.take("tests", || tests(&mut tested));

@@ -10,6 +10,7 @@ mod chart_tests;
 mod ci;
 mod coverage;
 mod demo;
+mod docs;
 mod e2e;
 mod faults;
 mod fuzz;
@@ -61,6 +62,8 @@ enum Command {
     Bench(bench::Options),
     /// Measure which lines of src/ the tests run
     Coverage,
+    /// Build the book of docs/ into target/book, and look at every link
+    Docs(docs::Options),
     /// Give the readers of answers, Secrets and objects inputs of every kind
     Fuzz(fuzz::Options),
     /// Put known bugs into a copy of the operator, one at a time, and show what catches each (an hour)
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Bench(options) => bench::run(&options),
         Command::Coverage => coverage::run(),
+        Command::Docs(options) => docs::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Survivors(options) => survivors::run(&options),
