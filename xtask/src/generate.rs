@@ -117,7 +117,8 @@ fn condition_section(text: &mut String) -> anyhow::Result<()> {
     for condition in ConditionType::ALL {
         table_row(text, [&format!("`{}`", condition.as_str()), condition.description()])?;
     }
-    writeln!(text, "\n| reason | what it means, and what to do |\n|---|---|")?;
+    writeln!(text, "\n[Troubleshooting](troubleshooting.md) tells more about each reason.\n")?;
+    writeln!(text, "| reason | what it means, and what to do |\n|---|---|")?;
     for reason in Reason::ALL {
         table_row(text, [&format!("`{}`", reason.as_str()), reason.description()])?;
     }
