@@ -28,8 +28,11 @@ use std::time::Instant;
 use blocks::{Block, Page};
 use console::Shown;
 use futures::StreamExt as _;
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use moneygo_controlplane::helm;
 use moneygo_operator::crd::{ConditionType, Reason};
+use serde::Deserialize as _;
+use serde_yaml::Value;
 use shell::Shell;
 use stage::{SOON, Stage};
 use tokio::task::spawn_blocking;
@@ -52,6 +55,28 @@ fn every_condition_and_reason_has_a_section_and_no_other() {
     let conditions = reasons.0.split_once("\n## The conditions\n").expect("a chapter for the conditions");
     assert_eq!(sections(conditions.1), ConditionType::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
     assert_eq!(sections(reasons.1), Reason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>());
+}
+
+/// docs/security.md tells of every right in docs/rbac.
+#[test]
+fn the_table_of_rights_is_whole() {
+    let text = include_str!("../docs/security.md");
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    let manifests = [include_str!("../docs/rbac/cluster.yaml"), include_str!("../docs/rbac/namespaced.yaml")];
+    let mut rights = 0;
+    for manifest in manifests.into_iter().flat_map(serde_yaml::Deserializer::from_str) {
+        let role = Value::deserialize(manifest).unwrap();
+        let rules: Vec<PolicyRule> = serde_yaml::from_value(role["rules"].clone()).unwrap();
+        for rule in rules {
+            let resource = rule.resources.unwrap_or_default().join(",");
+            for verb in rule.verbs {
+                let tells = |row: &&str| row.starts_with(&format!("| `{resource}`")) && row.contains(&verb);
+                assert!(rows.iter().any(tells), "no row of {resource} has {verb}");
+                rights += 1;
+            }
+        }
+    }
+    assert!(rights > 20, "{rights}");
 }
 
 #[test]

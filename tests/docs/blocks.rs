@@ -93,7 +93,9 @@ pub fn parse(path: String, text: &str) -> Page {
                 why += " ";
                 why += lines.next().expect("the end of a comment").1.trim();
             }
-            not_run = why.split("-->").next().map(|why| why.trim().to_owned());
+            let why = why.split("-->").next().unwrap_or_default().trim();
+            assert!(!why.is_empty(), "{}:{}: why not?", page.path, number + 1);
+            not_run = Some(why.to_owned());
         } else if start.starts_with(SETUP) {
             let text = until(&mut lines, 0, "-->");
             page.blocks.push(Block { line: number + 1, language: "setup".to_owned(), text, not_run: None });
