@@ -2,7 +2,7 @@
 //! stand-in for Money-Go, or a comment says why it is not; every manifest is taken; every reason has a section.
 //!
 //! In the source of a page:
-//! - `<!-- not run by a test: why -->` before a block;
+//! - `<!-- not run by a test: why -->` or `<!-- run by another test: which -->` before a block;
 //! - `<!-- test setup:`, commands, `-->`: what is there already where the page begins;
 //! - `<!-- test: alone -->`: the page installs releases, which belong to the whole cluster.
 //!
@@ -25,7 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use blocks::{Block, Page};
+use blocks::{Block, Fate, Page};
 use console::Shown;
 use futures::StreamExt as _;
 use k8s_openapi::api::rbac::v1::PolicyRule;
@@ -99,8 +99,12 @@ fn comments_say_what_is_not_run() {
     let seen: Vec<_> =
         blocks.iter().map(|block| (block.language.as_str(), block.text.as_str(), block.commands())).collect();
     assert_eq!(seen, [("sh", "a \\\n  b\n# c\nd\n", 2), ("yaml", "f: g\n", 0), ("setup", "h\n", 0)]);
-    let marks: Vec<_> = blocks.iter().map(|block| block.not_run.as_deref()).collect();
-    assert_eq!(marks, [Some("it takes long"), None, None]);
+    let fates: Vec<_> = blocks.iter().map(|block| block.fate.clone()).collect();
+    assert_eq!(fates, [Fate::Not("it takes long".to_owned()), Fate::Here, Fate::Here]);
+    let text =
+        "<!-- run by another test: a.rs -->\n```sh\na\n```\n<!-- run by another test: a.rs -->\nb\n```sh\na\n```\n";
+    let fates: Vec<_> = blocks::parse("page.md".to_owned(), text).blocks.into_iter().map(|block| block.fate).collect();
+    assert_eq!(fates, [Fate::Elsewhere("a.rs".to_owned()), Fate::Here]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +124,7 @@ async fn every_command_and_manifest_does_what_the_page_says() {
 
 fn is_to_be_tried(page: &Page) -> bool {
     let wanted = std::env::var("MONEYGO_DOCS_PAGE").unwrap_or_default();
-    page.path.contains(&wanted) && page.blocks.iter().any(|block| block.is_for_readers() && block.not_run.is_none())
+    page.path.contains(&wanted) && page.blocks.iter().any(|block| block.is_for_readers() && block.fate == Fate::Here)
 }
 
 /// What is wrong with the first block of a page that does not do what it should.
@@ -133,7 +137,7 @@ async fn try_page(page: &Page, helm: &Path) -> Option<String> {
     let shell = spawn_blocking(move || Shell::new(plane, &namespace, &helm, is_alone)).await.unwrap();
     let shell = Arc::new(shell);
     let mut problem = None;
-    for block in page.blocks.iter().filter(|block| block.not_run.is_none()) {
+    for block in page.blocks.iter().filter(|block| block.fate == Fate::Here) {
         let (language, text, shell) = (block.language.clone(), block.text.clone(), Arc::clone(&shell));
         let tried = spawn_blocking(move || try_block(&language, &text, &shell)).await.unwrap();
         if let Err(why) = tried {
@@ -194,18 +198,20 @@ fn tally(pages: &[Page]) -> String {
     let count = |wanted: &dyn Fn(&Block) -> bool| -> usize {
         all.iter().filter(|(_, block)| wanted(block)).map(|(_, block)| block.commands()).sum()
     };
-    let (total, run) = (count(&|_| true), count(&|block| block.not_run.is_none()));
-    let manifests = |wanted: &dyn Fn(&Block) -> bool| {
+    let is_run = |block: &Block| !matches!(block.fate, Fate::Not(_));
+    let (total, run, here) = (count(&|_| true), count(&is_run), count(&|block| block.fate == Fate::Here));
+    let yaml = |wanted: &dyn Fn(&Block) -> bool| {
         all.iter().filter(|(_, block)| block.language == "yaml" && wanted(block)).count()
     };
     let mut text = format!(
-        "commands run by tests {run} of {total}; marked as not: {}. Blocks of YAML tried {} of {}",
+        "commands run by tests {run} of {total} ({} by other tests); marked as not: {}. Blocks of YAML tried {} of {}",
+        run - here,
         total - run,
-        manifests(&|block| block.not_run.is_none()),
-        manifests(&|_| true),
+        yaml(&is_run),
+        yaml(&|_| true),
     );
     for (page, block) in all {
-        if let Some(why) = &block.not_run {
+        if let Fate::Not(why) = &block.fate {
             write!(text, "\n    {}:{}: {} commands: {why}", page.path, block.line, block.commands()).unwrap();
         }
     }

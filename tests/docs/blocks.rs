@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// Before a block that no test runs; the reason follows.
 const NOT_RUN: &str = "<!-- not run by a test: ";
+/// Before a block that is run, but not here; what runs it follows.
+const ELSEWHERE: &str = "<!-- run by another test: ";
 /// Before commands that readers do not see, because what they make is there already where the page begins.
 const SETUP: &str = "<!-- test setup:";
 /// At the head of a page that changes what the whole cluster has in common.
@@ -27,8 +29,19 @@ pub struct Block {
     pub language: String,
     /// What is in it.
     pub text: String,
+    /// Whether it is run.
+    pub fate: Fate,
+}
+
+/// What becomes of a block.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fate {
+    /// It is run in its place on the page.
+    Here,
+    /// What runs it.
+    Elsewhere(String),
     /// Why no test runs it.
-    pub not_run: Option<String>,
+    Not(String),
 }
 
 impl Block {
@@ -84,10 +97,10 @@ fn markdown(folder: &Path, found: &mut Vec<PathBuf>) {
 pub fn parse(path: String, text: &str) -> Page {
     let mut page = Page { path, is_alone: text.contains(ALONE), blocks: Vec::new() };
     let mut lines = text.lines().enumerate();
-    let mut not_run = None;
+    let mut fate = Fate::Here;
     while let Some((number, line)) = lines.next() {
         let start = line.trim_start();
-        if let Some(why) = start.strip_prefix(NOT_RUN) {
+        if let Some(why) = start.strip_prefix(NOT_RUN).or_else(|| start.strip_prefix(ELSEWHERE)) {
             let mut why = why.to_owned();
             while !why.contains("-->") {
                 why += " ";
@@ -95,16 +108,22 @@ pub fn parse(path: String, text: &str) -> Page {
             }
             let why = why.split("-->").next().unwrap_or_default().trim();
             assert!(!why.is_empty(), "{}:{}: why not?", page.path, number + 1);
-            not_run = Some(why.to_owned());
+            let is_run = start.starts_with(ELSEWHERE);
+            fate = if is_run { Fate::Elsewhere(why.to_owned()) } else { Fate::Not(why.to_owned()) };
         } else if start.starts_with(SETUP) {
             let text = until(&mut lines, 0, "-->");
-            page.blocks.push(Block { line: number + 1, language: "setup".to_owned(), text, not_run: None });
+            page.blocks.push(Block { line: number + 1, language: "setup".to_owned(), text, fate: Fate::Here });
         } else if let Some(language) = start.strip_prefix("```") {
             let text = until(&mut lines, line.len() - start.len(), "```");
             let language = language.trim().to_owned();
-            page.blocks.push(Block { line: number + 1, language, text, not_run: not_run.take() });
+            page.blocks.push(Block {
+                line: number + 1,
+                language,
+                text,
+                fate: std::mem::replace(&mut fate, Fate::Here),
+            });
         } else if !start.is_empty() {
-            not_run = None;
+            fate = Fate::Here;
         }
     }
     page

@@ -96,6 +96,8 @@ pub fn run(only: Option<&str>) -> anyhow::Result<()> {
     steps.take("book", || docs::run(&docs::Options::default()).map(|()| Outcome::Passed));
     steps.take("simulation", || simulate::run(&["--seeds".to_owned(), SEEDS.to_owned()]).map(|()| Outcome::Passed));
     steps.take("fuzzing", fuzzing);
+    // The README's first command.
+    steps.take("demo", || succeed(Command::new(env::current_exe()?).args(["demo", "--once"])));
     steps.take("tests", || tests(&mut tested));
     // Its figures are no verdict on a machine that does other things, too: that they can be had is.
     steps.take("bench", || bench::run(&bench::Options::quick()).map(|()| Outcome::Passed));
