@@ -1,0 +1,190 @@
+//! The HTTP server of probes and metrics.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Metrics, Probes};
+
+/// Connections served at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 64;
+/// From accepting a connection until its request's headers are there.
+const HEADER_READ_LIMIT: Duration = Duration::from_secs(2);
+/// From accepting a connection until it is closed.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// Of a request's line and headers (the least that hyper takes).
+const REQUEST_BYTES_MAX: usize = 8 * 1024;
+/// Before accepting again after the system refused (out of file descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves `/healthz`, `/readyz` and `/metrics` by GET and HEAD until `shutdown` is cancelled. One request a connection,
+/// and a limit on everything a client can hold on to.
+pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    let accepting = async {
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
+            let stream = accept(&listener).await;
+            let (probes, metrics, stop) = (Arc::clone(&probes), Arc::clone(&metrics), shutdown.clone());
+            connections.spawn(async move {
+                stop.run_until_cancelled(serve_connection(stream, &probes, &metrics)).await;
+                drop(slot);
+            });
+        }
+    };
+    shutdown.run_until_cancelled(accepting).await;
+    connections.close();
+    connections.wait().await;
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a connection");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Metrics) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), probes, metrics))
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_LIMIT)
+        .max_buf_size(REQUEST_BYTES_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // What a client gets wrong, or that it left, is of no interest to anyone.
+    drop(time::timeout(CONNECTION_LIMIT, connection).await);
+}
+
+fn respond(method: &Method, path: &str, probes: &Probes, metrics: &Metrics) -> Response<Full<Bytes>> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n");
+        refusal.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        return refusal;
+    }
+    match path {
+        "/healthz" if probes.is_alive() => answer(StatusCode::OK, TEXT, "ok\n"),
+        "/healthz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the controller's loop has stopped\n"),
+        "/readyz" if probes.is_ready() => answer(StatusCode::OK, TEXT, "ok\n"),
+        "/readyz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
+        "/metrics" => match metrics.encode() {
+            Ok(text) => answer(StatusCode::OK, OPEN_METRICS, text),
+            Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "metrics cannot be written\n"),
+        },
+        _ => answer(StatusCode::NOT_FOUND, TEXT, "only /healthz, /readyz and /metrics are here\n"),
+    }
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Server {
+        address: SocketAddr,
+        probes: Arc<Probes>,
+        shutdown: CancellationToken,
+        running: tokio::task::JoinHandle<()>,
+    }
+
+    impl Server {
+        async fn start() -> Self {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (probes, shutdown) = (Arc::new(Probes::default()), CancellationToken::new());
+            let serving = serve(listener, Arc::clone(&probes), Arc::new(Metrics::new()), shutdown.clone());
+            Self { address, probes, shutdown, running: tokio::spawn(serving) }
+        }
+
+        async fn send(&self, request: &str) -> String {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let read = stream.read_to_string(&mut answer);
+            time::timeout(CONNECTION_LIMIT * 2, read).await.unwrap().unwrap();
+            answer
+        }
+
+        async fn get(&self, path: &str) -> String {
+            self.send(&format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n")).await
+        }
+
+        async fn stop(self) {
+            self.shutdown.cancel();
+            time::timeout(Duration::from_secs(5), self.running).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn probes_and_metrics_are_served() {
+        let server = Server::start().await;
+        assert!(server.get("/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(server.get("/readyz").await.starts_with("HTTP/1.1 503"));
+        server.probes.set_ready(true);
+        assert!(server.get("/readyz?verbose").await.starts_with("HTTP/1.1 200"));
+        let metrics = server.get("/metrics").await;
+        assert!(metrics.contains(&format!("content-type: {OPEN_METRICS}")), "{metrics}");
+        assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn all_else_is_refused() {
+        let server = Server::start().await;
+        for path in ["/", "/metrics/", "/debug", "/healthz/x"] {
+            assert!(server.get(path).await.starts_with("HTTP/1.1 404"), "{path}");
+        }
+        let post = server.send("POST /healthz HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n").await;
+        assert!(post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD"), "{post}");
+        let head = server.send("HEAD /healthz HTTP/1.1\r\nHost: here\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2 * REQUEST_BYTES_MAX));
+        assert!(!server.send(&long).await.starts_with("HTTP/1.1 200"));
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn idle_connections_hold_no_slot_for_ever_and_no_shutdown() {
+        let server = Server::start().await;
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            idle.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        assert!(server.get("/healthz").await.starts_with("HTTP/1.1 200"), "served once the idle ones were cut off");
+        let held = TcpStream::connect(server.address).await.unwrap();
+        server.stop().await;
+        drop(held);
+    }
+}
