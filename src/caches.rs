@@ -2,6 +2,7 @@
 //! ending. Folds watch events; makes no request and takes no decision.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -9,10 +10,12 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource as _, ResourceExt as _};
 
+mod figures;
 mod guarded;
 mod key;
 mod packed;
 
+pub use figures::Figures;
 pub use guarded::Guarded;
 pub use key::ObjectKey;
 
@@ -43,6 +46,7 @@ impl Names {
 
 struct Kept {
     names: Names,
+    figures: Figures,
     object: Packed,
     is_new: bool,
 }
@@ -115,6 +119,16 @@ impl Caches {
     #[must_use]
     pub fn keys(&self) -> Vec<ObjectKey> {
         lock(&self.index).objects.keys().cloned().collect()
+    }
+
+    /// What the metrics tell of the objects after that one, in the order of their names: so many at most, so that nobody is kept
+    /// waiting. Nothing where there are no more.
+    #[must_use]
+    pub fn figures_after(&self, after: Option<&ObjectKey>, limit: usize) -> Vec<(ObjectKey, Figures)> {
+        let index = lock(&self.index);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let objects = index.objects.range::<ObjectKey, _>((from, Bound::Unbounded)).take(limit);
+        objects.map(|(key, kept)| (key.clone(), kept.figures)).collect()
     }
 
     /// What is known of a Secret's metadata.
@@ -288,7 +302,8 @@ impl Index {
                 names
             }
         };
-        self.objects.insert(key, Kept { names, object: packed, is_new: object.is_new() });
+        let kept = Kept { names, figures: object.figures(), object: packed, is_new: object.is_new() };
+        self.objects.insert(key, kept);
         touched.sort();
         touched.dedup();
         touched

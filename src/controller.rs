@@ -160,6 +160,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     background.spawn(watches::follow_leadership(Arc::clone(&shared), Arc::clone(&contexts)));
     background.spawn(watches::call_from_queue(Arc::clone(&shared), Arc::clone(&contexts)));
 
+    let (metrics, grants) = (&shared.settings.metrics, Arc::clone(&shared.settings.grants));
+    metrics.show_queue(move || grants.load());
+    for context in contexts.iter() {
+        metrics.show_objects(Arc::clone(&context.caches));
+    }
+
     let running = Box::pin(control(&shared, scopes, &shutdown));
     Box::pin(stop_after(running, &shared, &contexts, &shutdown)).await;
     background.end().await;
@@ -321,8 +327,7 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
             context.report_broken(&metadata).await
         }
     };
-    let outcome = result.as_ref().err().map_or("Ok", Error::reason);
-    context.shared.settings.metrics.reconcile(outcome, started.elapsed().as_secs_f64());
+    context.shared.settings.metrics.reconcile(&result, started.elapsed().as_secs_f64());
     result
 }
 

@@ -47,7 +47,10 @@ impl Error {
         Self::Api { doing, code: status.code, reason: status.reason.clone(), detail }
     }
 
-    /// For a metric's label and a log's field.
+    /// Every [`Self::reason`].
+    pub const REASONS: [&str; 6] = ["Conflict", "NotFound", "Refused", "ApiError", "Timeout", "Unreachable"];
+
+    /// For a metric's label and a log's field. One of [`Self::REASONS`].
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {

@@ -42,6 +42,19 @@ pub struct Limits {
     pub concurrency: NonZeroU32,
 }
 
+/// How much there is to do, and whether it can be done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Objects that wait for leave to make a request.
+    pub waiting: usize,
+    /// How long the one that came first has waited. No time at all where none waits.
+    pub longest_wait: Duration,
+    /// Requests under way, those among them of whom it is known only that they may begin.
+    pub under_way: u32,
+    /// Money-Go's endpoint answered last, whatever it said, or nobody has asked so far.
+    pub is_endpoint_up: bool,
+}
+
 /// Whose failure a failed request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
@@ -239,6 +252,19 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         self.state().health.outage.is_some()
     }
 
+    /// How much there is to do.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let state = self.state();
+        let longest_wait = state.waiting.values().map(|waiting| waiting.since.elapsed()).max();
+        Load {
+            waiting: state.queue.len(),
+            longest_wait: longest_wait.unwrap_or_default(),
+            under_way: state.in_use,
+            is_endpoint_up: state.health.outage.is_none() && state.health.unanswered() == 0,
+        }
+    }
+
     /// Gives out no more permits. Those that are out stay valid.
     pub fn close(&self) {
         let mut state = self.state();
@@ -410,12 +436,17 @@ impl<K: Clone + Ord + Hash> Health<K> {
             self.outage = Some(Outage::new(wait, now));
             return Blame::Outage;
         }
-        let unanswered = |failing: &&Failing| self.last_answer.is_none_or(|at| failing.since > at);
-        if self.failing.values().filter(unanswered).count() < CLIENTS_OF_AN_OUTAGE {
+        if self.unanswered() < CLIENTS_OF_AN_OUTAGE {
             return Blame::Endpoint;
         }
         self.outage = Some(Outage::new(PROBE_FIRST, now));
         Blame::Outage
+    }
+
+    /// How many fail with no answer to anyone since they began to.
+    fn unanswered(&self) -> usize {
+        let unanswered = |failing: &&Failing| self.last_answer.is_none_or(|at| failing.since > at);
+        self.failing.values().filter(unanswered).count()
     }
 }
 

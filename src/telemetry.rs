@@ -4,11 +4,16 @@
 //! the level at which they do, whatever the user asks for; panics are reported without their payload;
 //! metric labels are fixed words.
 
+mod catalogue;
+mod exposition;
 mod logs;
 mod metrics;
+mod objects;
 mod probes;
+mod process;
 mod server;
 
+pub use catalogue::{CATALOGUE, Described, Kind};
 pub use logs::{LogError, LogFormat, LogLevel, hide_panic_payloads, init_logging};
 pub use metrics::Metrics;
 pub use probes::{HEARTBEAT_LIMIT, Probes};

@@ -10,6 +10,7 @@ use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Figures;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialSpec, MoneyGoCredentialStatus, annotation};
 
 /// An object of ours, or what is left of one that cannot be read: an older schema's, or made by hand. It stops itself and
@@ -76,6 +77,16 @@ impl Guarded {
     /// Whether it can be read, and has no status.
     pub(super) fn is_new(&self) -> bool {
         self.body.as_ref().is_some_and(|body| body.status.is_none())
+    }
+
+    /// What the metrics tell of it: of one that is being deleted nothing any more.
+    pub(super) fn figures(&self) -> Figures {
+        if self.metadata.deletion_timestamp.is_some() {
+            return Figures::default();
+        }
+        let Some(body) = &self.body else { return Figures::unreadable() };
+        let is_suspended = body.spec.suspend == Some(true);
+        body.status.as_ref().map(|status| Figures::of(status, is_suspended)).unwrap_or_default()
     }
 
     /// The Secret with the client's id and secret, and the target, where it can be read.

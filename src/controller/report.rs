@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
+use serde_json::Value;
 
 use super::observe::newest_version;
 use super::{Context, WAITS_BEFORE_REPORT, key_of};
@@ -41,14 +42,7 @@ impl Context {
         let wanted = report.status(&before, o.now);
         self.warn_of_sharing(o);
         if wanted != before {
-            match apply::patch_status(
-                &self.shared.settings.client,
-                &o.owner.namespace,
-                &o.owner.name,
-                &status::patch(&version, &wanted),
-            )
-            .await
-            {
+            match self.write_status(&o.owner, &status::patch(&version, &wanted)).await {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
                     self.remember(&o.owner, |memory| {
@@ -61,6 +55,13 @@ impl Context {
             }
         }
         Ok(self.requeue_at(o, again_at))
+    }
+
+    async fn write_status(&self, owner: &Owner, patch: &Value) -> Result<Version, Error> {
+        let client = &self.shared.settings.client;
+        let result = apply::patch_status(client, &owner.namespace, &owner.name, patch).await;
+        self.shared.settings.metrics.status_write(&result);
+        result
     }
 
     /// One line and one event for each change of what a condition says; none for a retry that fails the same way.
@@ -136,7 +137,7 @@ impl Context {
         }
         tracing::warn!(namespace = %owner.namespace, name = %owner.name, reason = Reason::InvalidSpec.as_str(), "the object cannot be read");
         let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, self.now());
-        match apply::patch_status(client, &owner.namespace, &owner.name, &patch).await {
+        match self.write_status(&owner, &patch).await {
             Ok(_) => {}
             Err(error) if error.is_not_found() => return Ok(Action::await_change()),
             Err(error) if error.is_refusal() => {

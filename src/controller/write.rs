@@ -123,8 +123,7 @@ impl Context {
                 self.owner_refused(o);
             }
         }
-        let outcome = result.as_ref().err().map_or("Ok", Error::reason);
-        self.shared.settings.metrics.secret_write(outcome);
+        self.shared.settings.metrics.secret_write(&result);
         result
     }
 

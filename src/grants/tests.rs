@@ -536,3 +536,24 @@ async fn clients_that_meet_a_dead_endpoint_one_after_the_other_tell_of_an_outage
     assert!(probe.request(&credentials("c"), "api").await.is_ok());
     assert!(!queue.grants.is_outage() && queue.grants.recovered_at().is_some());
 }
+
+// ---- What is told of it ----------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn the_load_tells_who_waits_for_how_long_and_whether_anyone_is_answered() {
+    let queue = Queue::new(FAST, 1);
+    let load = || queue.grants.load();
+    let idle = Load { waiting: 0, longest_wait: Duration::ZERO, under_way: 0, is_endpoint_up: true };
+    assert_eq!(load(), idle);
+    let permit = queue.admit("a", wall());
+    queue.enqueue("b", in_secs(1));
+    tokio::time::advance(Duration::from_secs(3)).await;
+    queue.enqueue("c", in_secs(1));
+    assert_eq!(load(), Load { waiting: 2, longest_wait: Duration::from_secs(3), under_way: 1, is_endpoint_up: true });
+    queue.grants.withdraw(&"b");
+    queue.grants.withdraw(&"c");
+    assert_eq!(queue.fails(permit), Blame::Endpoint);
+    assert_eq!(load(), Load { is_endpoint_up: false, ..idle }, "one client that has no answer is enough");
+    queue.grants.forget(&"a");
+    assert_eq!(load(), idle, "who failed is gone");
+}

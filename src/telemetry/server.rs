@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,7 +17,8 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Metrics, Probes};
+use super::exposition::{Format, classic};
+use super::{Metrics, Probes, objects};
 
 /// Connections served at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 64;
@@ -29,7 +32,8 @@ const REQUEST_BYTES_MAX: usize = 8 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 const TEXT: &str = "text/plain; charset=utf-8";
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves `/healthz`, `/readyz` and `/metrics` by GET and HEAD until `shutdown` is cancelled. One request a connection,
 /// and a limit on everything a client can hold on to.
@@ -66,9 +70,11 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Metrics) {
+async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Arc<Metrics>) {
     let service = service_fn(async |request: Request<Incoming>| {
-        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), probes, metrics))
+        let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        let format = Format::accepted(accept);
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), format, probes, metrics))
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -80,7 +86,7 @@ async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Metrics)
     drop(time::timeout(CONNECTION_LIMIT, connection).await);
 }
 
-fn respond(method: &Method, path: &str, probes: &Probes, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, format: Format, probes: &Probes, metrics: &Arc<Metrics>) -> Response<Body> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n");
         refusal.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
@@ -91,16 +97,29 @@ fn respond(method: &Method, path: &str, probes: &Probes, metrics: &Metrics) -> R
         "/healthz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the controller's loop has stopped\n"),
         "/readyz" if probes.is_ready() => answer(StatusCode::OK, TEXT, "ok\n"),
         "/readyz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
-        "/metrics" => match metrics.encode() {
-            Ok(text) => answer(StatusCode::OK, OPEN_METRICS, text),
-            Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "metrics cannot be written\n"),
-        },
+        "/metrics" => scrape(format, metrics),
         _ => answer(StatusCode::NOT_FOUND, TEXT, "only /healthz, /readyz and /metrics are here\n"),
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+/// In pieces: of ten thousand objects there are megabytes.
+fn scrape(format: Format, metrics: &Arc<Metrics>) -> Response<Body> {
+    let Ok(text) = metrics.encode() else {
+        return answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "metrics cannot be written\n");
+    };
+    let of_process = if format == Format::OpenMetrics { text } else { classic(&text) };
+    let of_objects = objects::pieces(Arc::clone(metrics));
+    let all = stream::iter([of_process]).chain(of_objects).chain(stream::iter([format.end().to_owned()]));
+    let frames = all.map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
+    response(StatusCode::OK, format.content_type(), StreamBody::new(frames).boxed_unsync())
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    response(status, content_type, Full::new(body.into()).boxed_unsync())
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     response
@@ -154,9 +173,16 @@ mod tests {
         assert!(server.get("/readyz").await.starts_with("HTTP/1.1 503"));
         server.probes.set_ready(true);
         assert!(server.get("/readyz?verbose").await.starts_with("HTTP/1.1 200"));
-        let metrics = server.get("/metrics").await;
-        assert!(metrics.contains(&format!("content-type: {OPEN_METRICS}")), "{metrics}");
-        assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+        let open = "GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text\r\n\r\n";
+        for (request, content_type, end) in [
+            (open, Format::OpenMetrics.content_type(), "# EOF\n"),
+            ("GET /metrics HTTP/1.0\r\n\r\n", Format::Classic.content_type(), "\n"),
+        ] {
+            let metrics = server.send(request).await;
+            assert!(metrics.contains(&format!("content-type: {content_type}\r\n")), "{metrics}");
+            assert!(metrics.contains("\nmoneygo_leader 0\n") && metrics.ends_with(end), "{metrics}");
+            assert_eq!(metrics.contains("# EOF"), request == open);
+        }
         server.stop().await;
     }
 

@@ -166,7 +166,7 @@ impl Operator<'_> {
         let address = self.address()?;
         let asking = async {
             let mut stream = TcpStream::connect(address).await.ok()?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
             stream.write_all(request.as_bytes()).await.ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.ok()?;

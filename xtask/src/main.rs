@@ -15,6 +15,7 @@ mod e2e;
 mod faults;
 mod fuzz;
 mod generate;
+mod metrics;
 mod mutants;
 mod release;
 mod signals;
