@@ -152,11 +152,11 @@ async fn lint_finds_nothing() {
 async fn every_rendering_is_accepted() {
     let plane = ControlPlane::shared().await.unwrap();
     let tools = Tools::with_namespaces(plane).await;
-    for definition in [CRD, SERVICE_MONITORS, POD_MONITORS] {
+    for definition in [CRD, SERVICE_MONITORS, POD_MONITORS, PROMETHEUS_RULES] {
         plane.install_crd(definition).await.unwrap();
     }
     let files = value_files();
-    assert!(files.len() >= 35, "{} files", files.len());
+    assert!(files.len() >= 37, "{} files", files.len());
     let mut pods = Vec::new();
     for (file, values) in &files {
         let rendered = tools.render(values).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -208,7 +208,7 @@ async fn what_is_misspelt_or_wrong_is_refused() {
     let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
     let kinds: Vec<Refusals> = serde_yaml::from_str(REFUSED).unwrap();
     let cases: Vec<_> = kinds.into_iter().flat_map(|kind| kind.cases).collect();
-    assert!(cases.len() >= 85, "{} cases", cases.len());
+    assert!(cases.len() >= 95, "{} cases", cases.len());
     for Refusal { values, names } in &cases {
         let error = tools.render(values).expect_err(values);
         assert!(error.contains(names), "{values}: {error}");
@@ -524,4 +524,46 @@ spec:
                       scrapeTimeout: {type: string}
                       relabelings: {type: array, items: {type: object, x-kubernetes-preserve-unknown-fields: true}}
                       metricRelabelings: {type: array, items: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+const PROMETHEUS_RULES: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: prometheusrules.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PrometheusRule, plural: prometheusrules}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema:
+        openAPIV3Schema:
+          type: object
+          required: [spec]
+          properties:
+            spec:
+              type: object
+              properties:
+                groups:
+                  type: array
+                  items:
+                    type: object
+                    required: [name]
+                    properties:
+                      name: {type: string, minLength: 1}
+                      interval: &duration
+                        type: string
+                        pattern: '^(0|(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?(([0-9]+)ms)?)$'
+                      rules:
+                        type: array
+                        items:
+                          type: object
+                          required: [expr]
+                          properties:
+                            alert: {type: string}
+                            expr: {anyOf: [{type: integer}, {type: string}], x-kubernetes-int-or-string: true}
+                            for: *duration
+                            labels: {type: object, additionalProperties: {type: string}}
+                            annotations: {type: object, additionalProperties: {type: string}}
 ";
