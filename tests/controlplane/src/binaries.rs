@@ -246,7 +246,7 @@ fn linker_flags(release: &Release) -> String {
     format!("-s -w -X {}={}", release.version_variable, release.version)
 }
 
-fn lock(path: &Path) -> Result<File> {
+pub(crate) fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut progress = Progress::new("Waiting for another process that builds the same");
     loop {

@@ -5,6 +5,7 @@
 //! - [`Release`]: the versions of Kubernetes, and which of them is chosen.
 //! - [`Binaries`]: where the servers' executables are; builds what is missing.
 //! - [`helm()`]: Helm, built likewise.
+//! - [`prometheus()`]: Prometheus, of Debian's package.
 //! - [`ControlPlane`]: the running servers, clients for them, and outages of them.
 //! - [`Access`], [`User`]: somebody with given RBAC rules and no others.
 //! - [`AuditEvent`]: what the API server was asked, and by whom.
@@ -22,6 +23,7 @@ mod credentials;
 mod halt;
 mod leash;
 mod progress;
+mod prometheus;
 
 pub use access::{Access, User, rule};
 pub use audit::{AuditEvent, AuditMark};
@@ -30,3 +32,4 @@ pub use controlplane::{ControlPlane, Processes};
 pub use halt::halt;
 pub use leash::Leash;
 pub use progress::Progress;
+pub use prometheus::{Prometheus, prometheus};
