@@ -24,7 +24,7 @@
 //! | [`telemetry`] | logs, metrics, probes | secrets |
 //!
 //! Dependencies point one way: `controller → {grants → token, apply, lease, caches, memory, events, work}`, `controller → plan →
-//! {secret, status} → {schedule, digest, crd}`. Nothing imports `controller`.
+//! {secret, status} → {schedule, digest, crd}`, `controller → telemetry → {caches, grants}`. Nothing imports `controller`.
 //!
 //! # Invariants
 //!

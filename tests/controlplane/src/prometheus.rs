@@ -30,8 +30,9 @@ pub struct Prometheus {
 /// If there are none, and none can be had. The error says what to do.
 pub fn prometheus() -> Result<Prometheus> {
     if let Some(folder) = env::var_os(FOLDER_VARIABLE).filter(|folder| !folder.is_empty()) {
-        return Prometheus::in_folder(Path::new(&folder))
-            .with_context(|| format!("{FOLDER_VARIABLE} names {}, which lacks one of them: {ADVICE}", folder.display()));
+        return Prometheus::in_folder(Path::new(&folder)).with_context(|| {
+            format!("{FOLDER_VARIABLE} names {}, which lacks one of them: {ADVICE}", folder.display())
+        });
     }
     let path = env::var_os("PATH").unwrap_or_default();
     if let Some(found) = env::split_paths(&path).find_map(|folder| Prometheus::in_folder(&folder)) {
