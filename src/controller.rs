@@ -450,7 +450,14 @@ impl Context {
 
     async fn carry_out_at_once(&self, o: &mut Observed, plan: Plan, sight: Sight) -> Result<Action, Error> {
         match plan {
-            Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
+            Plan::Rest(report, again_at) => {
+                let resumes = plan::resumes(o) && report.issued_at.is_some();
+                let action = self.report(o, *report, again_at).await?;
+                if resumes {
+                    self.adopted(o);
+                }
+                Ok(action)
+            }
             Plan::Forget => {
                 if !o.held.as_ref().is_some_and(|held| held.is_stored) {
                     Self::log_dropped(&key_of(&o.owner));

@@ -302,6 +302,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     fn answered(&self, key: &K) {
         let mut state = self.state();
         if state.health.answered(key, self.clock.now()) {
+            tracing::info!(reason = "EndpointBack", "the token endpoint answers again");
             // Everyone who waits goes on at once, at the limiter's pace.
             self.changed.notify_one();
         }
@@ -439,6 +440,10 @@ impl<K: Clone + Ord + Hash> Health<K> {
         if self.unanswered() < CLIENTS_OF_AN_OUTAGE {
             return Blame::Endpoint;
         }
+        tracing::warn!(
+            reason = "EndpointDown",
+            "the token endpoint is down for everyone: it is probed until it answers"
+        );
         self.outage = Some(Outage::new(PROBE_FIRST, now));
         Blame::Outage
     }

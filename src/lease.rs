@@ -423,7 +423,7 @@ impl Election {
             Ok(true) => tracing::info!("gave the lease up"),
             Ok(false) => {}
             Err(failure) => {
-                tracing::warn!(reason = %failure, "could not give the lease up: it runs out by itself");
+                tracing::warn!(error = %failure, "could not give the lease up: it runs out by itself");
             }
         }
     }
@@ -453,12 +453,14 @@ impl Election {
         }
         let LeaseConfig { namespace, name, identity, .. } = &self.config;
         match &report {
-            Report::Leading => tracing::info!(namespace, name, identity, "holding the lease: this replica leads"),
-            Report::Following(holder) => {
-                tracing::info!(namespace, name, holder, "another replica leads");
+            Report::Leading => {
+                tracing::info!(namespace, name, reason = "Leading", identity, "holding the lease: this replica leads");
             }
-            Report::Failing(reason) => {
-                tracing::warn!(namespace, name, reason, "cannot reach the lease");
+            Report::Following(holder) => {
+                tracing::info!(namespace, name, reason = "Following", holder, "another replica leads");
+            }
+            Report::Failing(error) => {
+                tracing::warn!(namespace, name, reason = "LeaseFailing", error, "cannot reach the lease");
             }
         }
         self.reported = Some(report);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 
 use crate::caches::ObjectKey;
-use crate::crd::MoneyGoCredentialStatus;
+use crate::crd::{MoneyGoCredentialStatus, Reason};
 use crate::plan::Failed;
 use crate::schedule::Allowance;
 use crate::secret::{Issue, Version};
@@ -33,6 +33,15 @@ pub struct Attempt {
     pub target: Option<Version>,
 }
 
+/// What a line of the log, or an event, has told of before the status could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// A token was written that was issued then.
+    Token(Timestamp),
+    /// An attempt failed for this reason.
+    Failure(Reason),
+}
+
 /// What is remembered of one object.
 #[derive(Debug, Clone)]
 pub struct Memory {
@@ -55,6 +64,8 @@ pub struct Memory {
     pub attempt: Option<Attempt>,
     /// How it failed, until the status tells of it: what the API server does not take must not be asked for again and again.
     pub untold: Option<Failed>,
+    /// What need not be told once more when the status says it.
+    pub told: Option<Told>,
     /// Until when the target's owner is left as it is, since the API server refused to change it.
     pub owner_refused_until: Option<Timestamp>,
     /// Since when it waits for leave to ask for a token.
@@ -78,6 +89,7 @@ impl Memory {
             held: None,
             attempt: None,
             untold: None,
+            told: None,
             owner_refused_until: None,
             waits_since: None,
             api_failures: 0,
@@ -90,9 +102,9 @@ impl Memory {
         let Self { uid, replacements, changes, mends, .. } = self;
         let new = Self::new(uid);
         let full = (*replacements, *changes, *mends) == (new.replacements, new.changes, new.mends);
-        let told = self.status.is_none() && self.attempt.is_none() && self.untold.is_none() && !self.warned_of_sharing;
+        let settled = self.status.is_none() && self.attempt.is_none() && self.untold.is_none() && self.told.is_none();
         let idle = !self.passing && self.held.is_none() && self.waits_since.is_none() && self.api_failures == 0;
-        full && told && idle && self.owner_refused_until.is_none()
+        full && settled && idle && !self.warned_of_sharing && self.owner_refused_until.is_none()
     }
 }
 

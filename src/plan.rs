@@ -810,6 +810,22 @@ fn stalled(ready: &Verdict, refreshed: &Verdict) -> Verdict {
     )
 }
 
+/// Whether the target, as it was found, holds a token from before the object was there: an earlier object of its name left it.
+#[must_use]
+pub fn resumes(o: &Observed) -> bool {
+    let life = o.target.facts().and_then(|facts| facts.marks.life);
+    o.claimed
+        && o.status.issued_at.is_none()
+        && life.is_some_and(|life| o.created.is_some_and(|at| life.issued_at < at))
+}
+
+/// Whether a token that is written now makes the target the object's own, which it was not before.
+#[must_use]
+pub fn adopts(o: &Observed) -> bool {
+    let is_strange = |facts: &Facts| facts.marks.life.is_none() && facts.owning_credential() != Some(&o.owner.uid);
+    resumes(o) || (o.claimed && o.target.facts().is_some_and(is_strange))
+}
+
 /// How urgent a grant is. An object that is younger than our clock says is there since now.
 #[must_use]
 pub fn urgency(o: &Observed) -> Urgency {

@@ -104,6 +104,27 @@ pub fn condition(status: &MoneyGoCredentialStatus, kind: ConditionType) -> Optio
     status.conditions.iter().find(|condition| condition.type_ == kind.as_str())
 }
 
+/// Whether a status says that something fails: `Refreshed` is False, or the token has expired.
+#[must_use]
+pub fn is_failing(status: &MoneyGoCredentialStatus) -> bool {
+    let is_false = |kind| condition(status, kind).filter(|found| found.status == State::False.as_str());
+    is_false(ConditionType::Refreshed).is_some()
+        || is_false(ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::TokenExpired.as_str())
+}
+
+/// The condition that tells best what is new in a status: of `Refreshed` and `Ready`, one that says something else than before, and one
+/// that is False rather than another. `None` where both say the same as before.
+#[must_use]
+pub fn change<'a>(before: &MoneyGoCredentialStatus, after: &'a MoneyGoCredentialStatus) -> Option<&'a Condition> {
+    let is_new = |now: &&Condition, kind| {
+        condition(before, kind).is_none_or(|earlier| (&earlier.status, &earlier.reason) != (&now.status, &now.reason))
+    };
+    let [refreshed, ready] = [ConditionType::Refreshed, ConditionType::Ready]
+        .map(|kind| condition(after, kind).filter(|now| is_new(now, kind)));
+    let is_false = |one: &&Condition| one.status == State::False.as_str();
+    refreshed.filter(is_false).or_else(|| ready.filter(is_false)).or(refreshed).or(ready)
+}
+
 /// How things stand with one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {

@@ -12,7 +12,7 @@ use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
-use crate::memory::{Attempt, HeldToken};
+use crate::memory::{Attempt, HeldToken, Told};
 use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Found, Issue, Version};
@@ -47,7 +47,7 @@ impl Context {
             Allowed::AsReplacement => memory.replacements.take(self.now()),
             Allowed::AsChange => memory.changes.take(self.now()),
         });
-        tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, cause = cause.as_str(), "asking for a token");
+        tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, reason = cause.as_str(), "asking for a token");
         let begun = self.shared.settings.clock.moment();
         let asking = Box::pin(permit.request(&credentials, &spec.scope));
         let answer = match select(asking, Box::pin(self.tell_of_expiry(o.clone()))).await {
@@ -171,6 +171,13 @@ impl Context {
         self.fail(o, Reason::BadResponse, message.to_owned(), Backoff::Transient, soon).await
     }
 
+    /// Whether an attempt that failed is more than one more that failed the same way. To be asked before it is told: it is news once.
+    pub(super) fn is_news(&self, o: &Observed, reason: Reason) -> bool {
+        let is_another = o.failure.as_ref().is_none_or(|failure| failure.reason != reason);
+        let told = Told::Failure(reason);
+        self.remember(&o.owner, |memory| memory.told.replace(told) != Some(told)) && is_another
+    }
+
     /// Takes note of an attempt that failed, and of when it is repeated.
     pub(super) async fn fail(
         &self,
@@ -184,10 +191,17 @@ impl Context {
         let living = life_in_target(o).map(|life| life.expires_at);
         let next_attempt_at = schedule::next_attempt(o.now, backoff, attempts, retry_after, living, &o.owner.uid);
         let failure = Failure { reason, message, at: o.now, attempts, next_attempt_at };
-        tracing::warn!(
-            namespace = %o.owner.namespace, name = %o.owner.name, reason = failure.reason.as_str(), attempts = failure.attempts,
-            next_attempt_at = %failure.next_attempt_at, "no new token: {}", failure.message
-        );
+        if self.is_news(o, reason) {
+            tracing::warn!(
+                namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(),
+                next_attempt_at = %failure.next_attempt_at, "no new token: {}", failure.message
+            );
+        } else {
+            tracing::debug!(
+                namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), attempts,
+                next_attempt_at = %failure.next_attempt_at, "no new token once more"
+            );
+        }
         let attempt = Attempt {
             refresh_requested: o.refresh_requested.clone(),
             target: matches!(failure.reason, Reason::TargetForbidden)

@@ -11,7 +11,8 @@ use crate::apply;
 use crate::caches::Guarded;
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
-use crate::events::Notice;
+use crate::events::{EventReason, FAILURES, Notice};
+use crate::memory::Told;
 use crate::plan::{self, Observed, Plan};
 use crate::schedule;
 use crate::secret::{Owner, Version};
@@ -48,6 +49,7 @@ impl Context {
                     self.remember(&o.owner, |memory| {
                         memory.status = Some((version, wanted));
                         memory.untold = None;
+                        memory.told = None;
                     });
                 }
                 Err(error) if error.is_not_found() => return Ok(Action::await_change()),
@@ -64,27 +66,41 @@ impl Context {
         result
     }
 
-    /// One line and one event for each change of what a condition says; none for a retry that fails the same way.
+    /// One line and at most one event for each change of what the conditions say; none for a retry that fails the same way, nor for
+    /// what was told as it happened.
     pub(super) fn announce(&self, o: &Observed, before: &MoneyGoCredentialStatus, after: &MoneyGoCredentialStatus) {
-        for kind in [ConditionType::Ready, ConditionType::Refreshed] {
-            let Some(now) = status::condition(after, kind) else { continue };
-            let earlier = status::condition(before, kind);
-            if earlier.is_some_and(|earlier| earlier.status == now.status && earlier.reason == now.reason) {
-                continue;
+        let told = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).told;
+        let Some(change) = status::change(before, after) else { return };
+        let is_failing = status::is_failing(after);
+        if told == Some(Told::Token(after.issued_at.unwrap_or_default())) && !is_failing {
+            return;
+        }
+        let reason = Reason::of(&change.reason).unwrap_or(Reason::Pending);
+        if is_failing && change.status == "False" && FAILURES.contains(&reason) {
+            if told != Some(Told::Failure(reason)) {
+                tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), "{}", change.message);
             }
-            tracing::info!(
-                namespace = %o.owner.namespace, name = %o.owner.name, condition = kind.as_str(), status = now.status,
-                reason = now.reason, "{}", now.message
-            );
-            let failed = kind == ConditionType::Refreshed && now.status == "False";
-            if let (true, Some(reason)) = (failed, Reason::of(&now.reason)) {
-                self.notice(o, true, reason.as_str(), now.message.clone());
-            }
+            self.notice(o, EventReason::Failed(reason), change.message.clone());
+        } else if status::is_failing(before) && change.status == "True" {
+            self.tell(o, EventReason::Recovered, format!("{}: {}", change.type_, change.message));
+        } else {
+            tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), "{}", change.message);
         }
     }
 
-    pub(super) fn notice(&self, o: &Observed, is_warning: bool, reason: &'static str, note: String) {
-        self.shared.settings.notices.put(Notice { owner: o.owner.clone(), is_warning, reason, note });
+    /// A line of the log, and an event.
+    pub(super) fn tell(&self, o: &Observed, reason: EventReason, note: String) {
+        let (namespace, name, word) = (&o.owner.namespace, &o.owner.name, reason.as_str());
+        if reason.is_warning() {
+            tracing::warn!(%namespace, %name, reason = word, "{note}");
+        } else {
+            tracing::info!(%namespace, %name, reason = word, "{note}");
+        }
+        self.notice(o, reason, note);
+    }
+
+    fn notice(&self, o: &Observed, reason: EventReason, note: String) {
+        self.shared.settings.notices.put(Notice { owner: o.owner.clone(), reason, note });
     }
 
     /// With a provider that revokes the last token on a new grant, two objects with one client kill each other's tokens.
@@ -98,7 +114,7 @@ impl Context {
         let note = format!(
             "the MoneyGoCredential \"{other}\" has the same credentials Secret: if Money-Go ends a client's last token when it gives a new one, the two end each other's; use a client for each"
         );
-        self.notice(o, true, "SharedCredentials", note);
+        self.tell(o, EventReason::SharedCredentials, note);
     }
 
     /// Says that the object waits for leave to ask for a token, if that takes long or if its token ends meanwhile. In a queue
@@ -135,22 +151,18 @@ impl Context {
         if status::says_unreadable(&stored, meta.generation) {
             return Ok(Action::await_change());
         }
-        tracing::warn!(namespace = %owner.namespace, name = %owner.name, reason = Reason::InvalidSpec.as_str(), "the object cannot be read");
         let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, self.now());
-        match self.write_status(&owner, &patch).await {
-            Ok(_) => {}
+        let refusal = match self.write_status(&owner, &patch).await {
+            Ok(_) => "",
             Err(error) if error.is_not_found() => return Ok(Action::await_change()),
             Err(error) if error.is_refusal() => {
-                tracing::warn!(namespace = %owner.namespace, name = %owner.name, %error, "nor can its status be written: the API server cannot check it against its rules");
+                "; nor can its status be written: the API server cannot check it against its rules"
             }
             Err(error) => return Err(error),
-        }
-        self.shared.settings.notices.put(Notice {
-            owner,
-            is_warning: true,
-            reason: Reason::InvalidSpec.as_str(),
-            note: status::UNREADABLE.to_owned(),
-        });
+        };
+        let reason = EventReason::Failed(Reason::InvalidSpec);
+        tracing::warn!(namespace = %owner.namespace, name = %owner.name, reason = reason.as_str(), "the object cannot be read{refusal}");
+        self.shared.settings.notices.put(Notice { owner, reason, note: status::UNREADABLE.to_owned() });
         Ok(Action::await_change())
     }
 }

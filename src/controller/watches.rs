@@ -55,6 +55,9 @@ impl Context {
             let own = shown.as_ref().is_some_and(|(key, version)| self.shared.memories.wrote_status(key, version));
             let folded = self.caches.fold_object(event);
             for key in folded.gone {
+                if self.shared.settings.leadership.is_leader() {
+                    tracing::info!(namespace = %key.namespace(), name = %key.name(), reason = "Gone", "the object is gone: it gets no more tokens");
+                }
                 self.forget(&key);
             }
             if let Some((key, version)) = shown {

@@ -11,10 +11,12 @@ use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
 use crate::error::Error;
-use crate::memory::HeldToken;
+use crate::events::EventReason;
+use crate::memory::{HeldToken, Told};
 use crate::plan::{self, Credentials, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Content, Facts, Found, Issue, Ownership};
+use crate::status;
 use crate::token::AccessToken;
 use crate::work::Action;
 
@@ -27,27 +29,28 @@ impl Context {
             Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
             Err(error) => return Err(error),
         };
-        let replaces = held.replaces.is_some();
+        let adopts = plan::adopts(o);
+        let recovers = status::is_failing(&o.status) && o.status.issued_at.is_some() && !o.ending;
         self.remember(&o.owner, |memory| {
             memory.held = None;
             memory.attempt = None;
             memory.untold = None;
+            memory.told = Some(Told::Token(held.issue.life.issued_at));
         });
         o.held = None;
         o.failure = None;
         o.status.failed_attempts = None;
         self.stored(o, &written, held.issue.life, &held.issue);
-        let (reason, done) = if replaces { ("Refreshed", "refreshed") } else { ("Issued", "issued") };
-        tracing::info!(
-            namespace = %o.owner.namespace, name = %o.owner.name, secret = %spec.target, reason,
-            expires_at = %held.issue.life.expires_at, "token {done}"
-        );
-        self.notice(
-            o,
-            false,
-            if replaces { "TokenRefreshed" } else { "TokenIssued" },
-            format!("the Secret \"{}\" holds a token that expires at {}", spec.target, held.issue.life.expires_at),
-        );
+        let reason = match held.replaces {
+            _ if recovers => EventReason::Recovered,
+            Some(_) => EventReason::TokenRefreshed,
+            None => EventReason::TokenIssued,
+        };
+        let expires_at = held.issue.life.expires_at;
+        self.tell(o, reason, format!("the Secret \"{}\" holds a new token that expires at {expires_at}", spec.target));
+        if adopts {
+            self.adopted(o);
+        }
         if o.ending {
             return Ok(Action::await_change());
         }
@@ -62,7 +65,7 @@ impl Context {
         let Some(token) = token.and_then(AccessToken::new) else {
             return Ok(Action::requeue(Duration::ZERO));
         };
-        let issue = self.restamped(o, issue, &sight, &spec);
+        let (resumes, issue) = (plan::resumes(o), self.restamped(o, issue, &sight, &spec));
         let content = Content { token: token.expose(), issue: &issue };
         self.remember(&o.owner, |memory| memory.mends.take(self.now()));
         let written = match self.write(o, &spec, content, sight.target.as_ref()).await {
@@ -75,10 +78,16 @@ impl Context {
             self.remember(&o.owner, |memory| (memory.attempt, memory.untold) = (None, None));
         }
         self.stored(o, &written, issue.life, &issue);
-        tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, secret = %spec.target, reason = "Mended", "put back what was missing beside the token");
+        tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, reason = "Mended", secret = %spec.target, "put back what was missing beside the token");
         // There may be more to do than the mending: the next look is at what is there now.
         match plan::plan(o) {
-            Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
+            Plan::Rest(report, again_at) => {
+                let action = self.report(o, *report, again_at).await?;
+                if resumes {
+                    self.adopted(o);
+                }
+                Ok(action)
+            }
             _ => Ok(Action::requeue(Duration::ZERO)),
         }
     }
@@ -132,17 +141,29 @@ impl Context {
             memory.owner_refused_until = Some(schedule::add(self.now(), OWNER_REFUSED_FOR));
         });
         let note = "the API server refuses to change the Secret's owner, so that it will not be deleted with this object: give the operator `delete` on Secrets, or set target.deletionPolicy to Retain";
-        tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, reason = "OwnerRefused", "{note}");
-        self.notice(o, true, "OwnerRefused", note.to_owned());
+        self.tell(o, EventReason::OwnerRefused, note.to_owned());
+    }
+
+    /// A Secret that was there before is the object's own from now on.
+    pub(super) fn adopted(&self, o: &Observed) {
+        let target = o.spec.as_ref().map_or("", |spec| spec.target.as_str());
+        let note = format!("the Secret \"{target}\", which was there before, belongs to this object from now on");
+        self.tell(o, EventReason::TargetAdopted, note);
     }
 
     /// The API server will not have it. The token, if there is a new one, stays held and is written again.
     pub(super) async fn write_refused(&self, o: &mut Observed, error: &Error) -> Result<Action, Error> {
         let code = if let Error::Api { code, .. } = error { *code } else { 0 };
-        tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, %error, "the Secret was not written");
         let message = format!(
             "the API server refuses to write the Secret (HTTP {code}): look at the operator's rights, quotas and admission webhooks; it is tried again with the same token"
         );
+        if self.is_news(o, Reason::TargetForbidden) {
+            // RBAC's own words stand here alone.
+            tracing::warn!(
+                namespace = %o.owner.namespace, name = %o.owner.name, reason = Reason::TargetForbidden.as_str(), %error,
+                "the Secret was not written"
+            );
+        }
         self.fail(o, Reason::TargetForbidden, message, Backoff::Transient, None).await
     }
 
