@@ -17,17 +17,21 @@ use crate::crd::MoneyGoCredential;
 use crate::digest::{DigestKey, KEY_BYTES};
 use crate::error::{CALL_TIMEOUT, Error};
 use crate::secret::{FIELD_MANAGER, SecretMeta, Version};
+use crate::traces::Span;
 
 /// The Secret, in the operator's own namespace, that holds the key of all digests.
 pub const DIGEST_KEY_SECRET: &str = "moneygo-operator-digest-key";
 const DIGEST_KEY: &str = "key";
 
 async fn call<T>(doing: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
-    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+    let span = Span::of_call(doing);
+    let result = match tokio::time::timeout(CALL_TIMEOUT, span.around(request)).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Error::of(doing, &error)),
         Err(_) => Err(Error::Timeout { doing }),
-    }
+    };
+    span.ended(result.as_ref().err().map_or("Ok", Error::reason), result.is_err());
+    result
 }
 
 /// For who reads less of the answer than kube's `Api` does.

@@ -36,6 +36,7 @@ use crate::memory::{Memories, Memory};
 use crate::plan::{self, Observed, Plan};
 use crate::secret::{self, Owner, Version};
 use crate::telemetry::{Metrics, Probes};
+use crate::traces::Span;
 use crate::work::{Action, Work};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
@@ -309,10 +310,11 @@ impl Sight {
 async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.caches.credential(key) else { return Ok(Action::await_change()) };
     let started = std::time::Instant::now();
+    let span = Span::of_look(key.namespace(), key.name(), object.meta().uid.as_deref());
     let result = match object.read() {
         Ok(credential) => {
-            let result = Box::pin(context.pass(&credential)).await;
-            let was_called = Box::pin(context.end_pass(&credential)).await;
+            let result = span.around(Box::pin(context.pass(&credential))).await;
+            let was_called = span.around(Box::pin(context.end_pass(&credential))).await;
             match (result, was_called) {
                 (Ok(action), true) => Ok(context.answer_call(key).unwrap_or(action)),
                 (Err(error), true) => {
@@ -324,9 +326,10 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
         }
         Err(metadata) => {
             context.shared.settings.grants.withdraw(key);
-            context.report_broken(&metadata).await
+            span.around(Box::pin(context.report_broken(&metadata))).await
         }
     };
+    span.ended(result.as_ref().err().map_or("Ok", Error::reason), result.is_err());
     context.shared.settings.metrics.reconcile(&result, started.elapsed().as_secs_f64());
     result
 }

@@ -22,6 +22,7 @@
 //! | [`controller`] | where the others meet: observe → plan → mint → apply → report | rules of its own |
 //! | [`error`] | what a call of the API server can end in | errors of the token endpoint ([`token::TokenError`]) |
 //! | [`telemetry`] | logs, metrics, probes | secrets |
+//! | [`traces`] | spans for OpenTelemetry, with the feature `otlp` | secrets, spans of other crates |
 //!
 //! Dependencies point one way: `controller → {grants → token, apply, lease, caches, memory, events, work}`, `controller → plan →
 //! {secret, status} → {schedule, digest, crd}`, `controller → telemetry → {caches, grants}`. Nothing imports `controller`.
@@ -50,4 +51,5 @@ pub mod secret;
 pub mod status;
 pub mod telemetry;
 pub mod token;
+pub mod traces;
 pub mod work;

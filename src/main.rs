@@ -16,6 +16,8 @@ use moneygo_operator::grants::{Grants, Limits};
 use moneygo_operator::lease::{self, Leadership, LeaseConfig};
 use moneygo_operator::telemetry::{self, Metrics, Probes};
 use moneygo_operator::token::{TokenClient, TokenClientConfig};
+#[cfg(feature = "otlp")]
+use moneygo_operator::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -52,17 +54,36 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
-    telemetry::init_logging(&args.log_level, args.log_format)?;
-    telemetry::hide_panic_payloads();
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow!("another TLS provider than ring is installed: this is a bug"))?;
+    #[cfg(feature = "otlp")]
+    let traces = init_logging_and_traces(&args)?;
+    #[cfg(not(feature = "otlp"))]
+    telemetry::init_logging(&args.log_level, args.log_format)?;
+    telemetry::hide_panic_payloads();
     // One thread: a token's work is a fraction of a millisecond between two answers, and what crosses threads costs more.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no async runtime")?;
     let result = runtime.block_on(run(args));
     // A resolver that hangs in its thread must not hold up the exit.
     runtime.shutdown_background();
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = traces {
+        traces.end();
+    }
     result
+}
+
+/// A collector that cannot be used keeps nobody from working.
+#[cfg(feature = "otlp")]
+fn init_logging_and_traces(args: &Args) -> anyhow::Result<Option<Traces>> {
+    let traces = Traces::from_env();
+    let (usable, problem) = traces.map_or_else(|problem| (None, Some(problem)), |traces| (traces, None));
+    telemetry::init_logging_and_traces(&args.log_level, args.log_format, usable.as_ref())?;
+    if let Some(problem) = problem {
+        tracing::warn!(reason = "NoTraces", "no traces are sent: {problem}");
+    }
+    Ok(usable)
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {

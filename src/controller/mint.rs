@@ -18,6 +18,7 @@ use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Found, Issue, Version};
 use crate::status::Failure;
 use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
+use crate::traces::Span;
 use crate::work::Action;
 
 impl Context {
@@ -49,12 +50,14 @@ impl Context {
         });
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, reason = cause.as_str(), "asking for a token");
         let begun = self.shared.settings.clock.moment();
-        let asking = Box::pin(permit.request(&credentials, &spec.scope));
+        let span = Span::of_call("ask for a token");
+        let asking = Box::pin(span.around(permit.request(&credentials, &spec.scope)));
         let answer = match select(asking, Box::pin(self.tell_of_expiry(o.clone()))).await {
             Either::Left((answer, _)) => answer,
             Either::Right(((), asking)) => asking.await,
         };
         let result = answer.as_ref().map_or_else(|(error, _)| failure_reason(error), |_| Reason::Succeeded);
+        span.ended(result.as_str(), answer.is_err());
         let took = self.shared.settings.clock.moment().since(begun);
         self.shared.settings.metrics.token_request(result.as_str(), took.as_secs_f64());
         o.now = self.now();

@@ -72,10 +72,11 @@ fn ceiling(target: &str) -> LevelFilter {
     }
 }
 
-/// kube's span around each reconcile is left out: our own lines name the object as fields. So is its word on each request
+/// Spans around each reconcile (kube's and our own) are left out: our own lines name the object as fields. So is its word on each request
 /// that failed, which names nothing: our own lines say what failed, once.
 fn is_clean(metadata: &Metadata<'_>) -> bool {
-    let repeats_the_object = metadata.is_span() && metadata.target().starts_with("kube_runtime::controller");
+    let repeats_the_object = crate::traces::is_ours(metadata)
+        || (metadata.is_span() && metadata.target().starts_with("kube_runtime::controller"));
     let repeats_the_failure = *metadata.level() == Level::ERROR && metadata.target() == "kube_client::client::builder";
     !repeats_the_object && !repeats_the_failure && *metadata.level() <= ceiling(metadata.target())
 }
@@ -102,6 +103,22 @@ pub fn init_logging(level: &LogLevel, format: LogFormat) -> Result<(), LogError>
     let colour = std::io::stderr().is_terminal();
     let layer = log_layer(level, format, colour, std::io::stderr)?;
     tracing_subscriber::registry().with(layer).try_init().map_err(|_| LogError::Twice)
+}
+
+/// The same, and spans go to a collector, if there is one.
+///
+/// # Errors
+/// As [`init_logging`].
+#[cfg(feature = "otlp")]
+pub fn init_logging_and_traces(
+    level: &LogLevel,
+    format: LogFormat,
+    traces: Option<&crate::traces::Traces>,
+) -> Result<(), LogError> {
+    let colour = std::io::stderr().is_terminal();
+    let layer = log_layer(level, format, colour, std::io::stderr)?;
+    let registry = tracing_subscriber::registry().with(layer).with(crate::traces::layer(traces));
+    registry.try_init().map_err(|_| LogError::Twice)
 }
 
 /// From here on a panic is reported with its place alone: its payload may quote a secret.

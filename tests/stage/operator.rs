@@ -104,7 +104,10 @@ impl<'a> OperatorBuilder<'a> {
 
 fn is_for_the_tests_alone(variable: &str) -> bool {
     let upper = variable.to_uppercase();
-    upper.starts_with("MONEYGO_") || upper.starts_with("KUBE") || upper.ends_with("_PROXY")
+    upper.starts_with("MONEYGO_")
+        || upper.starts_with("OTEL_")
+        || upper.starts_with("KUBE")
+        || upper.ends_with("_PROXY")
 }
 
 /// A running operator. Dropping it stops it; a test that panics shows the end of its log.

@@ -47,16 +47,35 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let started = Instant::now();
     let mut sum = Counts::default();
-    let status = show(tests.arg("--no-fail-fast").args(&options.arguments), |line| {
+    let mut count = |line: &str| {
         if let Some(counts) = Counts::of_result(line) {
             sum.passed += counts.passed;
             sum.failed += counts.failed;
         }
-    })?;
+    };
+    let status = show(tests.arg("--no-fail-fast").args(&options.arguments), &mut count)?;
+    // A feature that the image is built without.
+    let traced = match options.arguments.as_slice() {
+        [] => show(traces(options, release).arg("--no-fail-fast"), &mut count)?.success(),
+        _ => true,
+    };
     println!("\nAll tests took {} on {} {}.", terminal::time(started.elapsed()), release.product, release.version);
     println!("{} passed, {} failed", sum.passed, sum.failed);
-    ensure!(status.success(), "cargo test failed: see above");
+    ensure!(status.success() && traced, "cargo test failed: see above");
     Ok(())
+}
+
+/// The tests of what the feature `otlp` adds.
+fn traces(options: &Options, release: &Release) -> Command {
+    let mut tests = terminal::cargo(checkout());
+    tests.args(["test", "--locked", "--features", "otlp", "--lib", "--test", "traces", "traces"]);
+    if options.kubernetes.is_some() {
+        tests.env(RELEASE_VARIABLE, release.minor());
+    }
+    if stdout().is_terminal() {
+        tests.env("CARGO_TERM_COLOR", "always");
+    }
+    tests
 }
 
 /// Runs a command, prints each line of its standard output at once and gives it to `look`, too.
