@@ -42,6 +42,7 @@ RUN cargo install --locked --version 0.7.7 cargo-auditable
 # The dependencies: a layer of their own, which a change of the sources leaves as it is. Cargo wants a file for each
 # target that a manifest names.
 COPY Cargo.toml Cargo.lock ./
+COPY kubectl-moneygo/Cargo.toml kubectl-moneygo/
 COPY tests/bench/Cargo.toml tests/bench/
 COPY tests/consumer/Cargo.toml tests/consumer/
 COPY tests/controlplane/Cargo.toml tests/controlplane/
@@ -50,7 +51,7 @@ COPY tests/faults/Cargo.toml tests/faults/
 COPY tests/simulation/Cargo.toml tests/simulation/
 COPY xtask/Cargo.toml xtask/
 RUN set -eu; \
-    for member in . tests/* xtask; do \
+    for member in . kubectl-moneygo tests/* xtask; do \
         mkdir -p "$member/src"; \
         touch "$member/src/lib.rs"; \
         echo 'fn main() {}' >"$member/src/main.rs"; \

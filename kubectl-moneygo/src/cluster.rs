@@ -1,0 +1,183 @@
+//! The cluster: a client from the kubeconfig, the objects that a command is about, and errors for people.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use jiff::Timestamp;
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::ApiResource;
+use kube::{Api, Client, Config, ResourceExt as _};
+use moneygo_operator::clock::Clock;
+use moneygo_operator::crd::MoneyGoCredential;
+use serde_json::Value;
+
+use crate::args::{ClusterArgs, Which};
+
+/// In `managedFields`, for what is written here.
+const FIELD_MANAGER: &str = "kubectl-moneygo";
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Longer than a watch is silent: it gets a bookmark about once a minute.
+const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+/// Objects of one answer.
+const PAGE: u32 = 500;
+
+/// A cluster, and what of it is looked at.
+#[derive(Clone)]
+pub struct Cluster {
+    pub client: Client,
+    /// That of -n, or of the context.
+    pub namespace: String,
+    /// Whether -A was given.
+    pub everywhere: bool,
+}
+
+impl Cluster {
+    /// Reads the kubeconfig. Asks the cluster for nothing yet.
+    ///
+    /// # Errors
+    /// If there is no kubeconfig, or none that can be used.
+    pub async fn connect(args: &ClusterArgs) -> anyhow::Result<Self> {
+        let mut config = config(args).await?;
+        config.connect_timeout = Some(CONNECT_LIMIT);
+        config.read_timeout = Some(SILENCE_LIMIT);
+        let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).context("cannot use the kubeconfig")?;
+        Ok(Self { client, namespace, everywhere: args.all_namespaces })
+    }
+
+    /// The objects of a namespace, in whatever shape they are.
+    #[must_use]
+    pub fn objects(&self, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, &resource())
+    }
+
+    /// The objects of the namespace that is looked at, or of all.
+    #[must_use]
+    pub fn objects_in_view(&self) -> Api<DynamicObject> {
+        if self.everywhere { Api::all_with(self.client.clone(), &resource()) } else { self.objects(&self.namespace) }
+    }
+
+    /// One object by name, or all in view, or those of them that a selector finds; by namespace and name.
+    ///
+    /// # Errors
+    /// If they cannot be read, or if the one that was named is not there.
+    pub async fn find(&self, name: Option<&str>, selector: Option<&str>) -> anyhow::Result<Vec<MoneyGoCredential>> {
+        let Some(name) = name else { return self.list(selector).await };
+        if self.everywhere {
+            let mut named = self.list(None).await?;
+            named.retain(|object| object.name_any() == name);
+            if named.is_empty() {
+                bail!("there is no MoneyGoCredential \"{name}\" in any namespace");
+            }
+            return Ok(named);
+        }
+        let found = self.objects(&self.namespace).get(name).await;
+        Ok(vec![read(found.map_err(|error| explain(&format!("read {}/{name}", self.namespace), &error))?)])
+    }
+
+    async fn list(&self, selector: Option<&str>) -> anyhow::Result<Vec<MoneyGoCredential>> {
+        let place = if self.everywhere { "all namespaces".to_owned() } else { self.namespace.clone() };
+        let mut params = ListParams::default().limit(PAGE);
+        params.label_selector = selector.map(ToOwned::to_owned);
+        let mut found = Vec::new();
+        loop {
+            let page = self.objects_in_view().list(&params).await;
+            let page = page.map_err(|error| explain(&format!("list the objects of {place}"), &error))?;
+            found.extend(page.items.into_iter().map(read));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => break,
+            }
+        }
+        found.sort_by_key(|object| (object.namespace(), object.name_any()));
+        Ok(found)
+    }
+
+    /// The objects that a command was given.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find); and if names are given together with -A.
+    pub async fn which(&self, which: &Which) -> anyhow::Result<Vec<MoneyGoCredential>> {
+        if which.names.is_empty() {
+            return self.list(which.selector.as_deref()).await;
+        }
+        if self.everywhere {
+            bail!("names belong to one namespace: give -n, or --all or -l with -A");
+        }
+        let mut found = Vec::new();
+        for name in &which.names {
+            found.extend(self.find(Some(name), None).await?);
+        }
+        Ok(found)
+    }
+
+    /// A merge patch of an object.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub async fn patch(&self, object: &MoneyGoCredential, patch: Value) -> anyhow::Result<MoneyGoCredential> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let patched = self.objects(&namespace).patch(&name, &params, &Patch::Merge(patch)).await;
+        patched.map(read).map_err(|error| explain(&format!("change {namespace}/{name}"), &error))
+    }
+}
+
+async fn config(args: &ClusterArgs) -> anyhow::Result<Config> {
+    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    if let Some(path) = &args.kubeconfig {
+        let unusable = || format!("cannot use the kubeconfig {}", path.display());
+        let kubeconfig = Kubeconfig::read_from(path).with_context(unusable)?;
+        return Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(unusable);
+    }
+    match Config::from_kubeconfig(&options).await {
+        Err(_) if args.context.is_none() && Config::incluster().is_ok() => Ok(Config::incluster()?),
+        found => found.context("cannot use the kubeconfig: give --kubeconfig, or set KUBECONFIG"),
+    }
+}
+
+fn resource() -> ApiResource {
+    ApiResource::erase::<MoneyGoCredential>(&())
+}
+
+/// An object as far as it can be read. One that an older schema let in has an empty spec here, which is not valid.
+#[must_use]
+pub fn read(object: DynamicObject) -> MoneyGoCredential {
+    object.clone().try_parse().unwrap_or_else(|_| MoneyGoCredential {
+        status: object.data.get("status").cloned().and_then(|status| serde_json::from_value(status).ok()),
+        metadata: object.metadata,
+        spec: moneygo_operator::crd::MoneyGoCredentialSpec::default(),
+    })
+}
+
+/// What a failed call means, for whoever made it.
+#[must_use]
+pub fn explain(doing: &str, error: &kube::Error) -> anyhow::Error {
+    let kube::Error::Api(status) = error else {
+        return anyhow!("cannot {doing}: the cluster does not answer ({})", innermost(error));
+    };
+    match status.code {
+        404 if status.message.contains("could not find the requested resource")
+            || status.message.starts_with("404") =>
+        {
+            anyhow!("cannot {doing}: the cluster knows no MoneyGoCredential: install the operator's chart, or crds/")
+        }
+        401 => anyhow!("cannot {doing}: the cluster does not know you: log in again, or choose another --context"),
+        _ => anyhow!("cannot {doing}: {}", status.message),
+    }
+}
+
+fn innermost(error: &kube::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// The time of day. The operator's clock may be another: what is reckoned with it is for people's eyes.
+#[must_use]
+pub fn now() -> Timestamp {
+    Clock::SYSTEM.now()
+}

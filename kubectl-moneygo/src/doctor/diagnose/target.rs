@@ -1,0 +1,233 @@
+//! The token's Secret, and the token in it.
+
+use kube::ResourceExt as _;
+use moneygo_operator::crd::{MoneyGoCredential, Reason, Resolved, annotation};
+use moneygo_operator::secret::{self, Claim, Contender, Facts as Meta, Owner, Seal, winner};
+
+use super::Walk;
+use crate::doctor::facts::{Lookup, Target};
+use crate::doctor::finding::{Cause, Finding, Severity};
+use crate::life;
+use crate::words;
+
+impl Walk<'_> {
+    pub(super) fn target(&self, spec: &Resolved, findings: &mut Vec<Finding>) {
+        if let Some(earlier) = self.status().target_name.filter(|earlier| *earlier != spec.target) {
+            findings.push(Finding::new(
+                Severity::Error,
+                Cause::TargetRenamed,
+                format!("spec.target.name was \"{earlier}\" and is \"{}\"", spec.target),
+                "it is immutable: the operator writes neither Secret",
+                format!(
+                    "set it back ({}), or create another MoneyGoCredential",
+                    self.kubectl(&format!("edit mgc {}", self.name))
+                ),
+            ));
+            return;
+        }
+        let rivals = self.rivals(spec);
+        if !rivals.is_empty() {
+            findings.push(self.rivalry(spec, &rivals));
+        }
+        match &self.facts.target {
+            Lookup::Unknown(why) => {
+                findings.push(Finding::unchecked(&format!("the target Secret \"{}\"", spec.target), why));
+                self.target_by_hearsay(&rivals, findings);
+            }
+            Lookup::Missing => self.missing(spec, findings),
+            Lookup::Found(target) => self.present(spec, target, !rivals.is_empty(), findings),
+        }
+        self.refused_writes(spec, findings);
+    }
+
+    fn rivals(&self, spec: &Resolved) -> Vec<&MoneyGoCredential> {
+        let others = self.facts.others.found().into_iter().flatten();
+        others.filter(|other| other.target_name() == spec.target).collect()
+    }
+
+    fn rivalry(&self, spec: &Resolved, rivals: &[&MoneyGoCredential]) -> Finding {
+        let all = rivals.iter().copied().chain([&self.facts.object]);
+        let contenders: Vec<_> = all
+            .map(|object| Contender {
+                name: object.name_any(),
+                uid: object.uid().unwrap_or_default(),
+                created: object.creation_timestamp().map(|time| time.0),
+                sound: object.resolve().is_ok(),
+            })
+            .collect();
+        let metadata = self.facts.target.found().map(|target| Meta::of(&target.metadata));
+        let writes = winner(&contenders, metadata.as_ref()).map(|one| one.name.clone()).unwrap_or_default();
+        let is_ours = writes == self.name;
+        let names: Vec<_> = rivals.iter().map(|rival| format!("\"{}\"", rival.name_any())).collect();
+        Finding::new(
+            if is_ours { Severity::Warning } else { Severity::Error },
+            Cause::TargetRival,
+            format!(
+                "the Secret \"{}\" is the target of {}, too; \"{writes}\" writes it",
+                spec.target,
+                names.join(", ")
+            ),
+            if is_ours { "the other object gets no token" } else { "this object gets no token" },
+            "give one of them another target.name (it is immutable: delete that object, and create it anew)",
+        )
+    }
+
+    fn missing(&self, spec: &Resolved, findings: &mut Vec<Finding>) {
+        if self.status().issued_at.is_some() {
+            findings.push(Finding::new(
+                Severity::Error,
+                Cause::TargetMissing,
+                format!("there is no Secret \"{}\", though a token was issued", spec.target),
+                "Pods that mount it do not start; the operator makes it anew, at once, where it works",
+                self.kubectl(&format!("get events --field-selector involvedObject.name={}", self.name)),
+            ));
+        }
+    }
+
+    /// What the operator says of a Secret that the user may not read.
+    fn target_by_hearsay(&self, rivals: &[&MoneyGoCredential], findings: &mut Vec<Finding>) {
+        let Some((reason, message)) = self.failure() else { return };
+        let cause = match reason {
+            Reason::TargetConflict if rivals.is_empty() => Cause::TargetForeign,
+            Reason::TargetImmutable => Cause::TargetImmutable,
+            _ => return,
+        };
+        findings.push(Finding::new(Severity::Error, cause, message, self.until_expiry(), reason.description()));
+    }
+
+    fn present(&self, spec: &Resolved, target: &Target, contested: bool, findings: &mut Vec<Finding>) {
+        let metadata = Meta::of(&target.metadata);
+        let owner = Owner {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.facts.object.uid().unwrap_or_default(),
+        };
+        let others = self.facts.others.found();
+        let is_live = |uid: &str| others.into_iter().flatten().any(|other| other.metadata.uid.as_deref() == Some(uid));
+        if secret::claim(&metadata, &owner, is_live) == Claim::Foreign {
+            if !contested {
+                findings.push(self.foreign(spec, &metadata));
+            }
+            return;
+        }
+        let delete = self.kubectl(&format!("delete secret {}", spec.target));
+        if target.immutable {
+            findings.push(Finding::new(
+                self.grave(),
+                Cause::TargetImmutable,
+                format!("the Secret \"{}\" has immutable: true", spec.target),
+                "no token can be written to it",
+                format!("{delete}; it is made anew at once"),
+            ));
+        }
+        self.content(spec, target, &metadata, findings);
+    }
+
+    fn foreign(&self, spec: &Resolved, metadata: &Meta) -> Finding {
+        let (whose, remedy) = match metadata.controller() {
+            Some(controller) => (
+                format!("belongs to the {} \"{}\"", controller.kind, controller.name),
+                "choose another target.name: delete this object, and create it anew with one".to_owned(),
+            ),
+            None => (
+                "is not of this object".to_owned(),
+                format!(
+                    "hand it over: {}; or choose another target.name",
+                    self.kubectl(&format!("annotate secret {} {}={}", spec.target, annotation::ADOPT, self.name))
+                ),
+            ),
+        };
+        Finding::new(
+            Severity::Error,
+            Cause::TargetForeign,
+            format!("the Secret \"{}\" exists and {whose}", spec.target),
+            "the operator touches no Secret of others, and asks for no token on its account",
+            remedy,
+        )
+    }
+
+    fn content(&self, spec: &Resolved, target: &Target, metadata: &Meta, findings: &mut Vec<Finding>) {
+        let edited = match &metadata.seal {
+            Seal::Broken(manager) => Some(manager.clone().unwrap_or_else(|| "somebody".to_owned())),
+            Seal::Intact | Seal::Unknown => None,
+        };
+        let wrote_token = metadata.marks.applied.is_some() || metadata.marks.life.is_some();
+        if !wrote_token {
+            return;
+        }
+        let delete = self.kubectl(&format!("delete secret {}", spec.target));
+        let wanted = [Some(&spec.access_token_key), spec.authorization_key.as_ref(), spec.expires_at_key.as_ref()];
+        let lost: Vec<_> =
+            wanted.into_iter().flatten().filter(|key| target.keys.get(*key).is_none_or(|len| *len == 0)).collect();
+        if !lost.is_empty() {
+            let lost: Vec<_> = lost.iter().map(|key| format!("\"{key}\"")).collect();
+            findings.push(Finding::new(
+                Severity::Error,
+                Cause::TargetKeyMissing,
+                format!("the Secret \"{}\" lacks its key {}, or it is empty", spec.target, lost.join(", ")),
+                "Pods find no token there; the operator writes it anew where it works",
+                format!("if it stays so: {delete}; it is made anew"),
+            ));
+        } else if let Some(manager) = edited {
+            findings.push(Finding::new(
+                Severity::Error,
+                Cause::TargetEdited,
+                format!(
+                    "the token in the Secret \"{}\" was overwritten by the field manager \"{manager}\"",
+                    spec.target
+                ),
+                "Pods send what is no token of Money-Go's; the operator replaces it where it works, ever more slowly",
+                format!(
+                    "make \"{manager}\" leave the Secret alone; then kubectl moneygo refresh -n {} {}",
+                    self.namespace, self.name
+                ),
+            ));
+        }
+    }
+
+    fn refused_writes(&self, spec: &Resolved, findings: &mut Vec<Finding>) {
+        let Some((reason, message)) = self.failure() else { return };
+        let (cause, remedy) = match reason {
+            Reason::TargetForbidden => (
+                Cause::TargetForbidden,
+                format!(
+                    "look at quotas ({}), at admission policies and at the operator's Role",
+                    self.kubectl("describe resourcequota")
+                ),
+            ),
+            Reason::TargetOverwritten => (
+                Cause::TargetOverwritten,
+                format!(
+                    "make them stop, or choose another target.name; who it is: {}",
+                    self.kubectl(&format!("get secret {} --show-managed-fields -o yaml | grep manager:", spec.target))
+                ),
+            ),
+            _ => return,
+        };
+        findings.push(Finding::new(self.grave(), cause, message, self.until_expiry(), remedy));
+    }
+
+    /// Where the token stands in its life.
+    pub(super) fn token(&self, findings: &mut Vec<Finding>) {
+        let (status, now) = (self.status(), self.facts.now);
+        let refresh = format!("kubectl moneygo refresh -n {} {}", self.namespace, self.name);
+        if let Some(at) = status.expires_at.filter(|at| *at <= now) {
+            findings.push(Finding::new(
+                Severity::Error,
+                Cause::TokenExpired,
+                format!("the token expired {} ({at})", words::from_now(at, now)),
+                "calls with it get 401",
+                format!("mend what is above; then {refresh}"),
+            ));
+        } else if life::is_overdue(&status, now) && self.facts.object.spec.suspend != Some(true) {
+            let (refresh_at, expires_at) = (status.refresh_at.unwrap_or(now), status.expires_at.unwrap_or(now));
+            findings.push(Finding::new(
+                Severity::Warning,
+                Cause::RefreshOverdue,
+                format!("the token should have been replaced {}", words::from_now(refresh_at, now)),
+                format!("it ends {}", words::from_now(expires_at, now)),
+                format!("mend what is above; then {refresh}"),
+            ));
+        }
+    }
+}

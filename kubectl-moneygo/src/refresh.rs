@@ -1,0 +1,224 @@
+//! The commands `refresh`, `suspend` and `resume`.
+
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::bail;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kube::ResourceExt as _;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use moneygo_operator::crd::{MoneyGoCredential, annotation};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::Verdict;
+use crate::args::{ClusterArgs, RefreshArgs, Which};
+use crate::cluster::{self, Cluster};
+use crate::doctor::operators::{self, Health};
+use crate::terminal::{Colour, Look, Spinner};
+use crate::words;
+use verdict::{Outcome, judge};
+
+/// Objects that are changed at the same time.
+const CONCURRENCY: usize = 16;
+
+/// An object that waits for its token, as it was when it was asked for.
+struct Waiting {
+    before: MoneyGoCredential,
+    request: String,
+}
+
+type Key = (String, String);
+
+fn key(object: &MoneyGoCredential) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Asks for new tokens, waits for them, and says what came of it.
+pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result<Verdict> {
+    let cluster = Cluster::connect(args).await?;
+    let objects = cluster.which(&wanted.which).await?;
+    if objects.is_empty() {
+        bail!("there is no such MoneyGoCredential");
+    }
+    let mut report = Report { look: Look::of_stdout(), well: true, everywhere: cluster.everywhere };
+    let (suspended, objects): (Vec<_>, Vec<_>) =
+        objects.into_iter().partition(|object| object.spec.suspend == Some(true));
+    for object in &suspended {
+        report.tell(&key(object), &Outcome::Suspended);
+    }
+    if objects.is_empty() {
+        return Ok(report.verdict());
+    }
+    for warning in absent_operators(&cluster, wanted, &objects).await {
+        eprintln!("{} {warning}", Look::of_stderr().paint(Colour::Doubtful, "warning:"));
+    }
+    let watching = watch(&cluster, &wanted.which);
+    let mut watching = std::pin::pin!(watching);
+    let mut waiting = request(&cluster, objects).await?;
+    let deadline = Instant::now() + wanted.timeout;
+    let mut spinner = Spinner::new();
+    let mut paces = tokio::time::interval(Spinner::PACE);
+    while !waiting.is_empty() {
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline) => break,
+            _ = paces.tick() => spinner.turn(&waits(&waiting, deadline)),
+            seen = watching.next() => {
+                let Some(seen) = seen else { bail!("the watch of the objects ended") };
+                let (key, outcome) = match seen? {
+                    watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                        let object = cluster::read(object);
+                        let key = key(&object);
+                        let outcome = waiting.get(&key).and_then(|one| judge(&one.before, &one.request, &object));
+                        (key, outcome)
+                    }
+                    watcher::Event::Delete(object) => {
+                        let key = key(&cluster::read(object));
+                        let outcome = waiting.contains_key(&key).then_some(Outcome::Gone);
+                        (key, outcome)
+                    }
+                    watcher::Event::Init | watcher::Event::InitDone => continue,
+                };
+                if let Some(outcome) = outcome {
+                    waiting.remove(&key);
+                    spinner.clear();
+                    report.tell(&key, &outcome);
+                }
+            }
+        }
+    }
+    drop(spinner);
+    for (key, one) in &waiting {
+        let last = cluster.objects(&key.0).get(&key.1).await.map_or_else(|_| one.before.clone(), cluster::read);
+        report.tell(key, &Outcome::unanswered(&last, wanted.timeout));
+    }
+    Ok(report.verdict())
+}
+
+/// The objects as they change. A watch that fails is tried again, but for one that is not allowed.
+fn watch(
+    cluster: &Cluster,
+    which: &Which,
+) -> impl futures::Stream<Item = anyhow::Result<watcher::Event<kube::api::DynamicObject>>> + use<> {
+    let mut config = watcher::Config::default();
+    if let [name] = which.names.as_slice() {
+        config = config.fields(&format!("metadata.name={name}"));
+    }
+    if let Some(selector) = &which.selector {
+        config = config.labels(selector);
+    }
+    let events = watcher::watcher(cluster.objects_in_view(), config).default_backoff();
+    events.filter_map(async |event| match event {
+        Ok(event) => Some(Ok(event)),
+        Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error))
+            if matches!(&error, kube::Error::Api(status) if matches!(status.code, 401 | 403)) =>
+        {
+            Some(Err(cluster::explain("watch the objects", &error)))
+        }
+        Err(_) => None,
+    })
+}
+
+/// Sets the annotation on each.
+async fn request(cluster: &Cluster, objects: Vec<MoneyGoCredential>) -> anyhow::Result<BTreeMap<Key, Waiting>> {
+    let asking = objects.into_iter().map(|before| async move {
+        let request = cluster::now().to_string();
+        let patch = json!({"metadata": {"annotations": {annotation::REFRESH_REQUESTED: request}}});
+        cluster.patch(&before, patch).await?;
+        anyhow::Ok((key(&before), Waiting { before, request }))
+    });
+    stream::iter(asking).buffer_unordered(CONCURRENCY).try_collect().await
+}
+
+fn waits(waiting: &BTreeMap<Key, Waiting>, deadline: Instant) -> String {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let whom = match waiting.keys().next() {
+        Some((_, name)) if waiting.len() == 1 => name.clone(),
+        _ => words::count(waiting.len(), "object"),
+    };
+    format!("waiting for {whom} ({} s left)", left.as_secs())
+}
+
+/// What keeps anybody from answering, as far as it can be seen.
+async fn absent_operators(cluster: &Cluster, wanted: &RefreshArgs, objects: &[MoneyGoCredential]) -> Vec<String> {
+    let seen = operators::gather(&cluster.client, wanted.operator.operator_namespace.as_deref()).await;
+    let mut warnings: Vec<_> = objects
+        .iter()
+        .filter_map(|object| match operators::health_for(&seen, object, cluster::now()) {
+            Health::Well | Health::Unknown(_) => None,
+            Health::Ill(why) => Some(format!("nobody may answer: {why}")),
+        })
+        .collect();
+    warnings.dedup();
+    warnings
+}
+
+/// Sets or unsets `spec.suspend`.
+pub async fn suspend(args: &ClusterArgs, which: &Which, suspend: bool) -> anyhow::Result<Verdict> {
+    let cluster = Cluster::connect(args).await?;
+    let objects = cluster.which(which).await?;
+    if objects.is_empty() {
+        bail!("there is no such MoneyGoCredential");
+    }
+    let cluster = &cluster;
+    let changing = objects.into_iter().map(|object| async move {
+        let was = object.spec.suspend.unwrap_or_default();
+        if was != suspend {
+            // Gone, where it is not true: as it was before anybody suspended it.
+            let value = if suspend { json!(true) } else { json!(null) };
+            cluster.patch(&object, json!({"spec": {"suspend": value}})).await?;
+        }
+        let word = match (suspend, was == suspend) {
+            (true, false) => "suspended",
+            (true, true) => "was suspended already",
+            (false, false) => "resumed",
+            (false, true) => "was not suspended",
+        };
+        anyhow::Ok(format!("{} {word}{}\n", shown(&key(&object), cluster.everywhere), stays(&object, suspend)))
+    });
+    let told: Vec<String> = stream::iter(changing).buffered(CONCURRENCY).try_collect().await?;
+    crate::status::print(&told.concat())?;
+    Ok(Verdict::Well)
+}
+
+fn stays(object: &MoneyGoCredential, suspend: bool) -> String {
+    let expires = object.status.as_ref().and_then(|status| status.expires_at).filter(|_| suspend);
+    expires.map_or_else(String::new, |at| format!("; its token ends {} ({at})", words::from_now(at, cluster::now())))
+}
+
+fn shown(key: &Key, everywhere: bool) -> String {
+    if everywhere { format!("{}/{}", key.0, key.1) } else { key.1.clone() }
+}
+
+/// Says what came of each.
+struct Report {
+    look: Look,
+    everywhere: bool,
+    well: bool,
+}
+
+impl Report {
+    fn tell(&mut self, key: &Key, outcome: &Outcome) {
+        let name = shown(key, self.everywhere);
+        let (good, bad) = self.look.either(("✓", "✗"), ("ok", "FAILED"));
+        let mark = if outcome.is_good() {
+            self.look.paint(Colour::Good, good)
+        } else {
+            self.well = false;
+            self.look.paint(Colour::Bad, bad)
+        };
+        // Where nobody reads it any more, the exit code still tells.
+        let _ = crate::status::print(&format!("{mark} {name}: {}\n", outcome.words(cluster::now())));
+    }
+
+    fn verdict(&self) -> Verdict {
+        if self.well { Verdict::Well } else { Verdict::Unwell }
+    }
+}
+
+/// For words about a wait.
+fn secs(duration: Duration) -> String {
+    words::length(jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX))
+}
