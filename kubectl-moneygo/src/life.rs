@@ -90,7 +90,7 @@ impl Life {
         };
         let valid = ready.is_some_and(|ready| ready.status == "True") && status.expires_at.is_some_and(|at| at > now);
         let secs = |at: Option<Timestamp>| at.map(|at| at.duration_since(now).as_secs());
-        let lifetime = status.issued_at.zip(status.expires_at).map(|(from, to)| to.duration_since(from).as_secs());
+        let lifetime = status.issued_at.zip(status.expires_at).map(|(from, to)| whole_secs(to.duration_since(from)));
         Self {
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
@@ -130,6 +130,11 @@ impl Life {
         };
         Some((0..BAR_WIDTH).map(character).collect())
     }
+}
+
+/// Rounded: deadlines are rounded down to seconds, and so seem to be half a second apart from what the answer stated.
+fn whole_secs(duration: SignedDuration) -> i64 {
+    (duration + SignedDuration::from_millis(500)).as_secs()
 }
 
 /// Which character of the bar a moment falls on.

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
+use kube::api::DynamicObject;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::json;
@@ -55,41 +56,12 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
     for warning in absent_operators(&cluster, wanted, &objects).await {
         eprintln!("{} {warning}", Look::of_stderr().paint(Colour::Doubtful, "warning:"));
     }
-    let watching = watch(&cluster, &wanted.which);
-    let mut watching = std::pin::pin!(watching);
-    let mut waiting = request(&cluster, objects).await?;
-    let deadline = Instant::now() + wanted.timeout;
-    let mut spinner = Spinner::new();
-    let mut paces = tokio::time::interval(Spinner::PACE);
-    while !waiting.is_empty() {
-        tokio::select! {
-            () = tokio::time::sleep_until(deadline) => break,
-            _ = paces.tick() => spinner.turn(&waits(&waiting, deadline)),
-            seen = watching.next() => {
-                let Some(seen) = seen else { bail!("the watch of the objects ended") };
-                let (key, outcome) = match seen? {
-                    watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-                        let object = cluster::read(object);
-                        let key = key(&object);
-                        let outcome = waiting.get(&key).and_then(|one| judge(&one.before, &one.request, &object));
-                        (key, outcome)
-                    }
-                    watcher::Event::Delete(object) => {
-                        let key = key(&cluster::read(object));
-                        let outcome = waiting.contains_key(&key).then_some(Outcome::Gone);
-                        (key, outcome)
-                    }
-                    watcher::Event::Init | watcher::Event::InitDone => continue,
-                };
-                if let Some(outcome) = outcome {
-                    waiting.remove(&key);
-                    spinner.clear();
-                    report.tell(&key, &outcome);
-                }
-            }
-        }
+    let (mut waiting, refused) = request(&cluster, objects).await?;
+    for (key, message) in refused {
+        report.tell(&key, &Outcome::Refused { message });
     }
-    drop(spinner);
+    let events = watch(&cluster, &wanted.which);
+    follow(std::pin::pin!(events), &mut waiting, Instant::now() + wanted.timeout, &mut report).await?;
     for (key, one) in &waiting {
         let last = cluster.objects(&key.0).get(&key.1).await.map_or_else(|_| one.before.clone(), cluster::read);
         report.tell(key, &Outcome::unanswered(&last, wanted.timeout));
@@ -97,11 +69,49 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
     Ok(report.verdict())
 }
 
+/// Tells of each object as its answer is seen, and takes it out of those that wait. Returns when none waits, or at the deadline.
+async fn follow(
+    mut events: impl Stream<Item = anyhow::Result<Event>> + Unpin,
+    waiting: &mut BTreeMap<Key, Waiting>,
+    deadline: Instant,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut spinner = Spinner::new();
+    let mut paces = tokio::time::interval(Spinner::PACE);
+    while !waiting.is_empty() {
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline) => break,
+            _ = paces.tick() => spinner.turn(&waits(waiting, deadline)),
+            event = events.next() => {
+                let Some(event) = event else { bail!("the watch of the objects ended") };
+                if let Some((key, outcome)) = answer(event?, waiting) {
+                    waiting.remove(&key);
+                    spinner.clear();
+                    report.tell(&key, &outcome);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What an event tells of an object that waits.
+fn answer(event: Event, waiting: &BTreeMap<Key, Waiting>) -> Option<(Key, Outcome)> {
+    let (object, is_gone) = match event {
+        Event::Apply(object) | Event::InitApply(object) => (cluster::read(object), false),
+        Event::Delete(object) => (cluster::read(object), true),
+        Event::Init | Event::InitDone => return None,
+    };
+    let key = key(&object);
+    let one = waiting.get(&key)?;
+    let outcome = if is_gone { Some(Outcome::Gone) } else { judge(&one.before, &one.request, &object) };
+    Some((key, outcome?))
+}
+
+type Event = watcher::Event<DynamicObject>;
+
 /// The objects as they change. A watch that fails is tried again, but for one that is not allowed.
-fn watch(
-    cluster: &Cluster,
-    which: &Which,
-) -> impl futures::Stream<Item = anyhow::Result<watcher::Event<kube::api::DynamicObject>>> + use<> {
+fn watch(cluster: &Cluster, which: &Which) -> impl Stream<Item = anyhow::Result<Event>> + use<> {
     let mut config = watcher::Config::default();
     if let [name] = which.names.as_slice() {
         config = config.fields(&format!("metadata.name={name}"));
@@ -110,7 +120,7 @@ fn watch(
         config = config.labels(selector);
     }
     let events = watcher::watcher(cluster.objects_in_view(), config).default_backoff();
-    events.filter_map(async |event| match event {
+    let usable = events.filter_map(async |event| match event {
         Ok(event) => Some(Ok(event)),
         Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error))
             if matches!(&error, kube::Error::Api(status) if matches!(status.code, 401 | 403)) =>
@@ -118,19 +128,37 @@ fn watch(
             Some(Err(cluster::explain("watch the objects", &error)))
         }
         Err(_) => None,
-    })
+    });
+    usable.boxed()
 }
 
-/// Sets the annotation on each.
-async fn request(cluster: &Cluster, objects: Vec<MoneyGoCredential>) -> anyhow::Result<BTreeMap<Key, Waiting>> {
+/// Sets the annotation on each. Where some are refused, the others go on; where all are, there is nothing to wait for.
+async fn request(cluster: &Cluster, objects: Vec<MoneyGoCredential>) -> anyhow::Result<Requested> {
     let asking = objects.into_iter().map(|before| async move {
         let request = cluster::now().to_string();
         let patch = json!({"metadata": {"annotations": {annotation::REFRESH_REQUESTED: request}}});
-        cluster.patch(&before, patch).await?;
-        anyhow::Ok((key(&before), Waiting { before, request }))
+        let patched = cluster.patch(&before, patch).await;
+        (key(&before), patched.map(|_| Waiting { before, request }))
     });
-    stream::iter(asking).buffer_unordered(CONCURRENCY).try_collect().await
+    let asked: Vec<_> = stream::iter(asking).buffer_unordered(CONCURRENCY).collect().await;
+    let (mut waiting, mut refused, mut first) = (BTreeMap::new(), Vec::new(), None);
+    for (key, asked) in asked {
+        match asked {
+            Ok(one) => drop(waiting.insert(key, one)),
+            Err(error) => {
+                refused.push((key, format!("{error:#}")));
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        Some(error) if waiting.is_empty() => Err(error),
+        _ => Ok((waiting, refused)),
+    }
 }
+
+/// Those that wait, and those that could not be asked for, with why.
+type Requested = (BTreeMap<Key, Waiting>, Vec<(Key, String)>);
 
 fn waits(waiting: &BTreeMap<Key, Waiting>, deadline: Instant) -> String {
     let left = deadline.saturating_duration_since(Instant::now());

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -82,7 +83,7 @@ impl<'a> OperatorBuilder<'a> {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = self.stage.plane.folder().join(format!("operator-{number}-{}.log", self.stage.namespace));
         let output = File::create(&log).expect("a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_moneygo-operator"));
+        let mut command = Command::new(program());
         self.stage.plane.tie(&mut command);
         for (name, _) in std::env::vars_os() {
             if is_for_the_tests_alone(&name.to_string_lossy()) {
@@ -100,6 +101,39 @@ impl<'a> OperatorBuilder<'a> {
         self.stage.logs.lock().unwrap().push(log.clone());
         Operator { stage: self.stage, process, log, address: None, exit: None }
     }
+}
+
+/// The operator's program. Cargo names it to tests of its own package; for those of another it is where Cargo puts it, and built anew
+/// where it is older than what it is made of: a test must not judge yesterday's operator.
+fn program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(program) = option_env!("CARGO_BIN_EXE_moneygo-operator") {
+        return program.into();
+    }
+    PROGRAM
+        .get_or_init(|| {
+            let test = std::env::current_exe().expect("this program");
+            let program = test.ancestors().nth(2).expect("Cargo's folder").join("moneygo-operator");
+            let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+            let made_of = newest(&root.join("src")).max(written(&root.join("Cargo.lock")));
+            if !program.exists() || written(&program) < made_of {
+                let build = ["build", "--workspace", "--locked", "--bin", "moneygo-operator"];
+                let status = Command::new(env!("CARGO")).args(build).current_dir(root).status();
+                assert!(status.expect("cargo").success(), "the operator is not built");
+            }
+            program
+        })
+        .clone()
+}
+
+fn newest(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder).expect("a folder of sources").map(|entry| entry.expect("an entry").path());
+    let times = entries.map(|path| if path.is_dir() { newest(&path) } else { written(&path) });
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn written(path: &Path) -> SystemTime {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).expect("the time of a file")
 }
 
 fn is_for_the_tests_alone(variable: &str) -> bool {

@@ -1,5 +1,7 @@
 //! What is looked at, with the user's own rights. What they do not allow is told, and fails nothing.
 
+use std::collections::BTreeMap;
+
 use futures::future::join_all;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
@@ -43,11 +45,38 @@ pub async fn all(cluster: &Cluster, wanted: &DoctorArgs) -> anyhow::Result<Vec<F
     }
     let operators = operators::gather(&cluster.client, wanted.operator.operator_namespace.as_deref()).await;
     let served_versions = served_versions(&cluster.client).await;
-    let mut gathered = Vec::new();
+    let (mut gathered, mut known) = (Vec::new(), BTreeMap::new());
     for object in objects {
-        gathered.push(of_object(cluster, object, &operators, &served_versions).await);
+        let namespace = object.namespace().unwrap_or_default();
+        if !known.contains_key(&namespace) {
+            known.insert(namespace.clone(), Surroundings::look(cluster, &namespace, &operators).await);
+        }
+        if let Some(around) = known.get(&namespace) {
+            gathered.push(of_object(cluster, object, &operators, &served_versions, around).await);
+        }
     }
     Ok(gathered)
+}
+
+/// What the objects of a namespace have in common: looked at once.
+struct Surroundings {
+    ends: Lookup<bool>,
+    objects: Lookup<Vec<MoneyGoCredential>>,
+    uses: Lookup<Vec<Use>>,
+    rights: Vec<Right>,
+}
+
+impl Surroundings {
+    async fn look(cluster: &Cluster, namespace: &str, operators: &Lookup<Vec<Operator>>) -> Self {
+        let client = &cluster.client;
+        let (ends, objects, uses, rights) = tokio::join!(
+            namespace_ends(client, namespace),
+            objects(cluster, namespace),
+            uses(client, namespace),
+            rights(client, namespace, operators.found()),
+        );
+        Self { ends, objects, uses, rights }
+    }
 }
 
 async fn of_object(
@@ -55,15 +84,14 @@ async fn of_object(
     object: MoneyGoCredential,
     operators: &Lookup<Vec<Operator>>,
     served_versions: &Lookup<Vec<String>>,
+    around: &Surroundings,
 ) -> Facts {
     let (client, namespace) = (&cluster.client, object.namespace().unwrap_or_default());
     let reference = &object.spec.credentials_ref;
-    let (credentials, target, ends, pods, others) = tokio::join!(
+    let (credentials, target, operators) = tokio::join!(
         secret(client, &namespace, &reference.name),
         secret(client, &namespace, object.target_name()),
-        namespace_ends(client, &namespace),
-        uses(client, &namespace, [object.target_name(), &reference.name]),
-        others(cluster, &object, &namespace),
+        selecting(cluster, &object, &namespace, operators),
     );
     let id_key = reference.client_id_key.as_deref().unwrap_or(CLIENT_ID_KEY);
     let secret_key = reference.client_secret_key.as_deref().unwrap_or(CLIENT_SECRET_KEY);
@@ -72,18 +100,25 @@ async fn of_object(
         secret: KeyState::of(&secret, secret_key),
         keys: secret.data.iter().flatten().map(|(key, _)| key.clone()).collect(),
     });
-    let operators = selecting(cluster, &object, &namespace, operators).await;
-    let rights = rights(client, &namespace, operators.found()).await;
+    let named = [object.target_name(), &reference.name];
+    let uses = around.uses.clone().map(|mut uses| {
+        uses.retain(|one| named.contains(&one.secret.as_str()));
+        uses
+    });
+    let others = around.objects.clone().map(|mut others| {
+        others.retain(|other| other.metadata.uid != object.metadata.uid);
+        others
+    });
     Facts {
         now: cluster::now(),
         served_versions: served_versions.clone(),
-        namespace_ends: ends,
+        namespace_ends: around.ends.clone(),
         credentials,
         target: target.map(Target::of),
         others,
-        uses: pods,
+        uses,
         operators,
-        rights,
+        rights: around.rights.clone(),
         object,
     }
 }
@@ -109,7 +144,7 @@ async fn namespace_ends(client: &Client, namespace: &str) -> Lookup<bool> {
     Lookup::of(found).map(|namespace| namespace.metadata.deletion_timestamp.is_some())
 }
 
-async fn uses(client: &Client, namespace: &str, secrets: [&str; 2]) -> Lookup<Vec<Use>> {
+async fn uses(client: &Client, namespace: &str) -> Lookup<Vec<Use>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let (mut params, mut found, mut seen) = (ListParams::default().limit(PAGE), Vec::new(), 0);
     loop {
@@ -118,7 +153,7 @@ async fn uses(client: &Client, namespace: &str, secrets: [&str; 2]) -> Lookup<Ve
             Err(error) => return Lookup::Unknown(refusal(&error)),
         };
         seen += page.items.len();
-        found.extend(page.items.iter().flat_map(|pod| uses_of(pod, &secrets)));
+        found.extend(page.items.iter().flat_map(uses_of));
         match page.metadata.continue_.filter(|token| !token.is_empty() && seen < PODS_MAX) {
             Some(token) => params.continue_token = Some(token),
             None => return Lookup::Found(found),
@@ -126,15 +161,14 @@ async fn uses(client: &Client, namespace: &str, secrets: [&str; 2]) -> Lookup<Ve
     }
 }
 
-async fn others(cluster: &Cluster, object: &MoneyGoCredential, namespace: &str) -> Lookup<Vec<MoneyGoCredential>> {
+async fn objects(cluster: &Cluster, namespace: &str) -> Lookup<Vec<MoneyGoCredential>> {
     let (objects, mut params, mut found) = (cluster.objects(namespace), ListParams::default().limit(PAGE), Vec::new());
     loop {
         let page = match objects.list(&params).await {
             Ok(page) => page,
             Err(error) => return Lookup::Unknown(refusal(&error)),
         };
-        let others = page.items.into_iter().map(cluster::read);
-        found.extend(others.filter(|other| other.metadata.uid != object.metadata.uid));
+        found.extend(page.items.into_iter().map(cluster::read));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
             None => return Lookup::Found(found),

@@ -22,9 +22,9 @@ pub enum How {
     AllVariables,
 }
 
-/// The uses of some Secrets by a Pod that has not ended.
+/// The uses of Secrets by a Pod that has not ended.
 #[must_use]
-pub fn uses_of(pod: &Pod, secrets: &[&str]) -> Vec<Use> {
+pub fn uses_of(pod: &Pod) -> Vec<Use> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let Some(spec) = pod.spec.as_ref().filter(|_| !matches!(phase, Some("Succeeded" | "Failed"))) else {
         return Vec::new();
@@ -32,9 +32,8 @@ pub fn uses_of(pod: &Pod, secrets: &[&str]) -> Vec<Use> {
     let containers: Vec<_> = spec.containers.iter().chain(spec.init_containers.iter().flatten()).collect();
     let files = spec.volumes.iter().flatten().flat_map(|volume| of_volume(volume, &containers));
     let variables = containers.iter().flat_map(|container| of_container(container));
-    let uses = files.chain(variables).filter(|(secret, _)| secrets.contains(&secret.as_str()));
     let pod = pod.name_any();
-    uses.map(|(secret, how)| Use { pod: pod.clone(), secret, how }).collect()
+    files.chain(variables).map(|(secret, how)| Use { pod: pod.clone(), secret, how }).collect()
 }
 
 fn of_volume(volume: &Volume, containers: &[&Container]) -> Vec<(String, How)> {
@@ -90,7 +89,7 @@ mod tests {
     fn uses(spec: Value) -> Vec<How> {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec});
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        uses_of(&pod, &["t"]).into_iter().map(|one| one.how).collect()
+        uses_of(&pod).into_iter().filter(|one| one.secret == "t").map(|one| one.how).collect()
     }
 
     #[test]
@@ -125,6 +124,6 @@ mod tests {
     fn what_has_ended_uses_nothing() {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "status": {"phase": "Succeeded"},
             "spec": {"containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "t"}}]}]}});
-        assert_eq!(uses_of(&serde_json::from_value(pod).unwrap(), &["t"]), []);
+        assert_eq!(uses_of(&serde_json::from_value(pod).unwrap()), []);
     }
 }

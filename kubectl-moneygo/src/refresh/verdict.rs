@@ -15,6 +15,8 @@ pub enum Outcome {
     Refreshed { expires_at: Option<Timestamp>, refresh_at: Option<Timestamp> },
     /// The attempt failed, or none can be made.
     Failed { reason: String, message: String, next_attempt_at: Option<Timestamp> },
+    /// The annotation could not be set.
+    Refused { message: String },
     /// `spec.suspend` is true: nobody asks.
     Suspended,
     /// It was deleted meanwhile.
@@ -92,6 +94,7 @@ impl Outcome {
                 let again = next.map_or_else(String::new, |at| format!(" (tried again {})", words::from_now(at, now)));
                 format!("{reason}: {message}{again}")
             }
+            Self::Refused { message } => message.clone(),
             Self::Suspended => "is suspended, no token is asked for: kubectl moneygo resume".to_owned(),
             Self::Gone => "was deleted".to_owned(),
             Self::Unanswered { waited, says } => {
