@@ -166,6 +166,10 @@ fn try_block(language: &str, text: &str, shell: &Shell) -> Result<(), String> {
             let trial = manifests::trial(text)?;
             shell.run(trial.command, &trial.input).map(drop)
         }
+        "json" => text.lines().try_for_each(|line| match serde_json::from_str::<serde_json::Value>(line) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{error}: {line}")),
+        }),
         "text" => Ok(()),
         other => Err(format!("no test knows what to do with {other:?}: run it, or say why not")),
     }

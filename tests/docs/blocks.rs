@@ -8,6 +8,8 @@ const NOT_RUN: &str = "<!-- not run by a test: ";
 const ELSEWHERE: &str = "<!-- run by another test: ";
 /// Before commands that readers do not see, because what they make is there already where the page begins.
 const SETUP: &str = "<!-- test setup:";
+/// Queries, which `tests/monitoring.rs` asks of Prometheus, are on these pages.
+const QUERIES: (&str, &str) = ("docs/runbooks/", "promql");
 /// At the head of a page that changes what the whole cluster has in common.
 const ALONE: &str = "<!-- test: alone -->";
 
@@ -116,6 +118,9 @@ pub fn parse(path: String, text: &str) -> Page {
         } else if let Some(language) = start.strip_prefix("```") {
             let text = until(&mut lines, line.len() - start.len(), "```");
             let language = language.trim().to_owned();
+            if page.path.starts_with(QUERIES.0) && language == QUERIES.1 {
+                fate = Fate::Elsewhere("tests/monitoring.rs".to_owned());
+            }
             page.blocks.push(Block {
                 line: number + 1,
                 language,
