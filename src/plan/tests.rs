@@ -1546,3 +1546,39 @@ fn every_cause_has_a_name_and_an_allowance() {
         assert_eq!((cause.as_str(), cause.allowance()), (format!("{cause:?}").as_str(), allowed));
     }
 }
+
+// ---- What is told of a target that was there before ------------------------------------------------------------------
+
+/// An object that was made after its target got its token, and knows nothing of it.
+fn resuming() -> Observed {
+    let world = scene();
+    let created = Some(add(start(), secs(60)));
+    Observed { created, status: MoneyGoCredentialStatus::default(), ..world.observe(true) }
+}
+
+#[test]
+fn a_token_from_before_the_object_is_resumed() {
+    let o = resuming();
+    assert!(resumes(&o) && adopts(&o));
+    let issued_at = o.target.facts().unwrap().marks.life.unwrap().issued_at;
+    assert!(!resumes(&Observed { created: Some(issued_at), ..o.clone() }), "it was issued for this object");
+    assert!(!resumes(&Observed { created: None, ..o.clone() }));
+    assert!(!resumes(&Observed { claimed: false, ..o.clone() }), "it is not ours");
+    assert!(!resumes(&Observed { target: Target::Missing, ..o.clone() }));
+    let status = MoneyGoCredentialStatus { issued_at: Some(issued_at), ..o.status.clone() };
+    assert!(!resumes(&Observed { status, ..o }), "the object knows of it, and so did those who were told");
+}
+
+#[test]
+fn a_secret_that_was_anothers_is_adopted_by_the_first_token() {
+    let mut world = World::new();
+    world.put_target("helm", Secret::default());
+    let foreign = world.observe(true);
+    assert!(!adopts(&Observed { claimed: false, ..foreign.clone() }));
+    assert!(adopts(&Observed { claimed: true, ..foreign }) && !resumes(&world.observe(true)));
+    assert!(!adopts(&World::new().observe(true)), "there is none");
+    let mut world = scene();
+    assert!(!adopts(&world.observe(true)), "it is ours already");
+    world.annotate(annotation::ISSUED_AT, None);
+    assert!(!adopts(&world.observe(true)), "we own it, whatever is written on it");
+}

@@ -193,3 +193,44 @@ fn an_object_that_cannot_be_read_is_told_once_for_each_generation() {
     }
     assert!(!says_unreadable(&serde_json::to_value(well().status(&blank(), now())).unwrap(), Some(3)));
 }
+
+fn says(ready: (State, Reason), refreshed: (State, Reason)) -> MoneyGoCredentialStatus {
+    let verdict = |(state, reason)| Verdict::new(state, reason, "m");
+    Report { ready: verdict(ready), refreshed: verdict(refreshed), ..well() }.status(&blank(), now())
+}
+
+const VALID: (State, Reason) = (State::True, Reason::TokenValid);
+const SUCCEEDED: (State, Reason) = (State::True, Reason::Succeeded);
+const EXPIRED: (State, Reason) = (State::False, Reason::TokenExpired);
+const LIMITED: (State, Reason) = (State::False, Reason::RateLimited);
+
+#[test]
+fn what_fails_is_a_refresh_or_that_the_token_has_expired() {
+    assert!(!is_failing(&blank()));
+    assert!(!is_failing(&says(VALID, SUCCEEDED)));
+    assert!(!is_failing(&says((State::False, Reason::Pending), (State::Unknown, Reason::Pending))));
+    assert!(!is_failing(&says((State::True, Reason::TokenExpired), SUCCEEDED)));
+    assert!(is_failing(&says(VALID, LIMITED)));
+    assert!(is_failing(&says(EXPIRED, SUCCEEDED)));
+}
+
+#[test]
+fn the_change_is_what_says_something_else_and_rather_what_is_false() {
+    let change = |before: &MoneyGoCredentialStatus, after: &MoneyGoCredentialStatus| {
+        change(before, after).map(|one| (one.type_.clone(), one.reason.clone()))
+    };
+    let (good, limited) = (says(VALID, SUCCEEDED), says(VALID, LIMITED));
+    let is = |kind: &str, reason: &str| Some((kind.to_owned(), reason.to_owned()));
+    assert_eq!(change(&good, &good), None);
+    assert_eq!(change(&blank(), &good), is("Refreshed", "Succeeded"));
+    assert_eq!(change(&good, &limited), is("Refreshed", "RateLimited"));
+    assert_eq!(change(&limited, &good), is("Refreshed", "Succeeded"));
+    assert_eq!(change(&limited, &says(EXPIRED, LIMITED)), is("Ready", "TokenExpired"));
+    assert_eq!(change(&good, &says(EXPIRED, LIMITED)), is("Refreshed", "RateLimited"));
+    assert_eq!(change(&limited, &says(EXPIRED, SUCCEEDED)), is("Ready", "TokenExpired"), "what is False, rather");
+    assert_eq!(change(&says(EXPIRED, SUCCEEDED), &good), is("Ready", "TokenValid"));
+    let another = says(VALID, (State::False, Reason::BadResponse));
+    assert_eq!(change(&limited, &another), is("Refreshed", "BadResponse"), "the same status, for another reason");
+    let another = says(VALID, (State::Unknown, Reason::RateLimited));
+    assert_eq!(change(&limited, &another), is("Refreshed", "RateLimited"), "another status for the same reason");
+}
