@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config, ResourceExt as _};
 use moneygo_operator::clock::Clock;
@@ -127,14 +127,22 @@ impl Cluster {
 async fn config(args: &ClusterArgs) -> anyhow::Result<Config> {
     let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
     if let Some(path) = &args.kubeconfig {
-        let unusable = || format!("cannot use the kubeconfig {}", path.display());
-        let kubeconfig = Kubeconfig::read_from(path).with_context(unusable)?;
-        return Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(unusable);
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
+        return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error));
     }
     match Config::from_kubeconfig(&options).await {
         Err(_) if args.context.is_none() && Config::incluster().is_ok() => Ok(Config::incluster()?),
-        found => found.context("cannot use the kubeconfig: give --kubeconfig, or set KUBECONFIG"),
+        found => found.map_err(|error| unusable(&error)),
     }
+}
+
+/// Of a kubeconfig that is no YAML, the parser would show a part, and there are credentials in it.
+fn unusable(error: &KubeconfigError) -> anyhow::Error {
+    let why = match error {
+        KubeconfigError::Parse(_) => "it is not valid YAML".to_owned(),
+        error => error.to_string(),
+    };
+    anyhow!("cannot use the kubeconfig: {why}: look at --kubeconfig, KUBECONFIG and --context")
 }
 
 fn resource() -> ApiResource {

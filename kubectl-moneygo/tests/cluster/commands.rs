@@ -10,7 +10,7 @@ use kube::api::ObjectMeta;
 use moneygo_controlplane::{Access, rule};
 use serde_json::json;
 
-use crate::plugin::{Plugin, Ran, deploy, entitle, file, mounting_pod};
+use crate::plugin::{Plugin, Ran, deploy, entitle, file, mounting_pod, on_a_terminal};
 use crate::stage::{Operator, Stage, client_secret_of};
 
 const FIVE: [&str; 5] = ["conflicting", "expiring", "healthy", "rejected", "suspended"];
@@ -77,7 +77,7 @@ async fn five_objects_are_shown_refreshed_and_diagnosed() {
     assert!(plugin.run(&["status", "-o", "yaml"]).stdout.contains("state: Healthy"));
     assert_eq!(plugin.run(&["status", "nobody"]).code, 2);
 
-    let before = stage.grants_of("healthy");
+    let before = (stage.grants_of("healthy"), stage.moneygo.request_count_of("rejected"));
     for (name, code, says) in [
         ("healthy", 0, "new token, expires in 29 d"),
         ("rejected", 1, "InvalidClient"),
@@ -90,7 +90,8 @@ async fn five_objects_are_shown_refreshed_and_diagnosed() {
         assert_eq!(ran.code, code, "{ran:?}");
         assert!(ran.stdout.contains(says), "{ran:?}");
     }
-    assert_eq!(stage.grants_of("healthy"), before + 1);
+    let after = (stage.grants_of("healthy"), stage.moneygo.request_count_of("rejected"));
+    assert_eq!(after, (before.0 + 1, before.1 + 1), "each refresh is one request");
     let all = plugin.run(&["refresh", "--all", "--timeout", "20s"]);
     assert_eq!((all.code, all.stdout.lines().count()), (1, 5), "{all:?}");
 
@@ -288,4 +289,25 @@ async fn kubectl_finds_the_plugin_and_its_completion() {
     assert!(completed.contains("refresh\nresume\n"), "{completed}");
     let completed = run(&["__complete", "moneygo", "status", "-n", &stage.namespace, "pa"]);
     assert!(completed.contains("payments\n"), "{completed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_has_colours_and_a_spinner() {
+    let stage = Stage::new("plugin-terminal").await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    let shown = on_a_terminal(&stage, &["status"], &[]);
+    assert!(shown.contains("\x1b[32m▸"), "{shown:?}");
+    let plain = on_a_terminal(&stage, &["status"], &[("NO_COLOR", "1")]);
+    assert!(plain.contains('▸') && !plain.contains('\x1b'), "{plain:?}");
+    let ascii = on_a_terminal(&stage, &["status"], &[("LC_ALL", "C")]);
+    assert!(ascii.contains(">---") && ascii.is_ascii(), "{ascii:?}");
+    stage.moneygo.hold();
+    // Nobody answers for two seconds: that long there is something to wait for.
+    let refreshing = on_a_terminal(&stage, &["refresh", "payments", "--timeout", "2s"], &[]);
+    stage.moneygo.release();
+    assert!(refreshing.contains("⠋ waiting for payments (") && refreshing.contains("⠙ waiting"), "{refreshing:?}");
+    assert!(refreshing.contains("✗\x1b[0m payments: no answer within 2 s"), "{refreshing:?}");
+    operator.stop().await;
 }

@@ -1,7 +1,8 @@
 //! The plugin's process, and what stands beside it on the stage.
 
 use std::ffi::OsStr;
-use std::io::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -12,6 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use moneygo_controlplane::User;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 
 use crate::stage::{Canaries, SOON, Stage, client_secret_of};
@@ -117,6 +119,28 @@ impl<'a> Plugin<'a> {
     pub fn forget_last(&self) {
         self.printed.lock().unwrap().pop();
     }
+}
+
+/// What the plugin prints on a terminal of its own, control sequences included.
+pub fn on_a_terminal(stage: &Stage, args: &[&str], variables: &[(&str, &str)]) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).expect("a terminal");
+    unlockpt(&terminal).expect("a terminal");
+    let name = ptsname(&terminal, Vec::new()).expect("its name").into_string().expect("text");
+    let other_end = OpenOptions::new().read(true).write(true).open(name).expect("its other end");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-moneygo"));
+    command.args(args).args(["-n", &stage.namespace]).env_clear().envs(variables.iter().copied());
+    command.env("KUBECONFIG", stage.plane.kubeconfig()).env("LANG", "C.UTF-8").env("TERM", "xterm");
+    stage.plane.tie(&mut command).stdin(Stdio::null());
+    command.stdout(other_end.try_clone().expect("a handle")).stderr(other_end);
+    let mut child = command.spawn().expect("the plugin's binary runs");
+    // It holds the other end, too.
+    drop(command);
+    let mut printed = Vec::new();
+    // At the end of a terminal there is an error.
+    let _ = File::from(terminal).read_to_end(&mut printed);
+    child.wait().expect("the plugin ends");
+    String::from_utf8_lossy(&printed).into_owned()
 }
 
 /// The Deployment as the chart makes it. No controller makes Pods of it: the operator is the stage's process.
