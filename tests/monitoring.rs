@@ -254,11 +254,7 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
     let scraped = target(&mut of_endpoint, Some("endpoint"));
     with_endpoint(&mut of_tokens, &mut of_lease, Some(scraped));
     // Until it is scraped, it is absent.
-    let started = Instant::now();
-    while server.query("moneygo_leader == 1").await.len() < 4 {
-        assert!(started.elapsed() < SOON, "not all are scraped");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    has_rows(&server, "moneygo_leader == 1", 4).await;
     let watch = Watch::new();
     let following = watch.run(&server);
     let playing = async {
@@ -276,7 +272,7 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
         let tokens = async {
             tokio::join!(tokens_end(tokens, &watch), clients_are_wrong(tokens, &watch));
         };
-        let ((), again, ()) = tokio::join!(tokens, of_endpoint, nobody_leads(lease, &watch));
+        let ((), again, ()) = tokio::join!(tokens, of_endpoint, nobody_leads(lease, &watch, &server));
         again
     };
     let again = tokio::select! {
@@ -355,13 +351,26 @@ async fn endpoint_fails(it: &Installation<'_>, watch: &Arc<Watch>) {
     watch.resolves("MoneyGoEndpointFailing", it.cluster, "").await;
 }
 
-/// The operator may not write its Lease.
-async fn nobody_leads(it: &Installation<'_>, watch: &Arc<Watch>) {
+/// The operator may not write its Lease. Meanwhile it tells of no object.
+async fn nobody_leads(it: &Installation<'_>, watch: &Arc<Watch>, server: &Server) {
+    let objects = format!("moneygo_credential_suspended{{cluster=\"{}\"}}", it.cluster);
+    it.stage.subscribe("held", json!({})).await;
+    has_rows(server, &objects, 1).await;
     let (user, own) = (&it.stage.user, &it.stage.own_namespace);
     it.stage.plane.forbid(user, own).await.expect("rights that can be taken");
     watch.fires("MoneyGoNoLeader", it.cluster, "").await;
+    has_rows(server, &objects, 0).await;
     it.stage.be_at_home(user, own).await;
     watch.resolves("MoneyGoNoLeader", it.cluster, "").await;
+    has_rows(server, &objects, 1).await;
+}
+
+async fn has_rows(server: &Server, query: &str, wanted: usize) {
+    let started = Instant::now();
+    while server.query(query).await.len() != wanted {
+        assert!(started.elapsed() < SOON, "{query} never has {wanted} rows");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Prints the table of alerts, and whether each was seen. Panics where one was not, or where one fired that should not have.
