@@ -377,14 +377,21 @@ async fn has_rows(server: &Server, query: &str, wanted: usize) {
 fn every_alert_was_seen(rules: &Value, watch: &Watch) {
     let (times, tests) = (watch.times(), promtool_tests());
     let examples = watch.fired.lock().unwrap();
-    println!("| alert | promtool: fires / is quiet | fired at | resolved at |\n|---|---|---|---|");
+    println!("| alert | promtool: fires / is quiet | fired on a real Prometheus, until it resolved |\n|---|---|---|");
     for alert in alerts_in(rules) {
         let name = alert["alert"].as_str().unwrap();
         let (firing, quiet) = tests[name];
-        let mut of_alert = times.iter().filter(|((of, ..), _)| of == name);
-        let whole = of_alert.find_map(|(_, (from, to))| Some((*from, (*to)?)));
-        let (from, to) = whole.unwrap_or_else(|| panic!("{name} was not seen to fire and to resolve: {times:#?}"));
-        println!("| {name} | {firing} / {quiet} | {:.0} s | {:.0} s |", from.as_secs_f64(), to.as_secs_f64());
+        let of_alert = times.iter().filter(|((of, ..), _)| of == name);
+        let seen: Vec<_> = of_alert
+            .flat_map(|((_, cluster, object), episodes)| {
+                let whole = episodes.iter().filter_map(|(from, to)| Some((from.as_secs_f64(), (*to)?.as_secs_f64())));
+                whole.map(move |(from, to)| {
+                    format!("{from:.0} to {to:.0} s ({})", if object.is_empty() { cluster } else { object })
+                })
+            })
+            .collect();
+        assert!(!seen.is_empty(), "{name} was not seen to fire and to resolve: {times:#?}");
+        println!("| {name} | {firing} / {quiet} | {} |", seen.join(", "));
         let annotations = &examples[name]["annotations"];
         for text in ["summary", "description", "runbook_url"].map(|annotation| annotations[annotation].as_str()) {
             let text = text.unwrap_or_default();

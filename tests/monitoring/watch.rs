@@ -14,6 +14,9 @@ const LIMIT: Duration = Duration::from_secs(75);
 /// An alert: its name, the cluster, and the object that it is about, if any.
 pub type Alert = (String, String, String);
 
+/// When an alert began to fire, and when it did no more.
+pub type Episode = (Duration, Option<Duration>);
+
 /// Follows the alerts of a Prometheus.
 pub struct Watch {
     begun: Instant,
@@ -25,8 +28,7 @@ pub struct Watch {
 #[derive(Default)]
 struct Seen {
     firing: BTreeSet<Alert>,
-    /// When each began to fire, and when it was there no more.
-    times: BTreeMap<Alert, (Duration, Option<Duration>)>,
+    times: BTreeMap<Alert, Vec<Episode>>,
 }
 
 impl Watch {
@@ -51,12 +53,15 @@ impl Watch {
             self.fired.lock().unwrap().entry(name).or_insert(alert);
         }
         let (now, mut seen) = (self.begun.elapsed(), self.seen.lock().unwrap());
-        for alert in &firing {
-            seen.times.entry(alert.clone()).or_insert((now, None));
+        let begun: Vec<_> = firing.difference(&seen.firing).cloned().collect();
+        for alert in begun {
+            seen.times.entry(alert).or_default().push((now, None));
         }
         let over: Vec<_> = seen.firing.difference(&firing).cloned().collect();
         for alert in over {
-            seen.times.entry(alert).and_modify(|times| times.1 = Some(now));
+            if let Some(episode) = seen.times.get_mut(&alert).and_then(|episodes| episodes.last_mut()) {
+                episode.1 = Some(now);
+            }
         }
         seen.firing = firing;
     }
@@ -85,8 +90,8 @@ impl Watch {
         }
     }
 
-    /// Every alert that fired, when it began to, and when it was there no more.
-    pub fn times(&self) -> BTreeMap<Alert, (Duration, Option<Duration>)> {
+    /// Every alert that fired, and when.
+    pub fn times(&self) -> BTreeMap<Alert, Vec<Episode>> {
         self.seen.lock().unwrap().times.clone()
     }
 }
