@@ -214,8 +214,8 @@ const ELECTION: [(&str, &str, &str, &str, &str); 2] =
 async fn rights(client: &Client, namespace: &str, operators: Option<&Vec<Operator>>) -> Vec<Right> {
     let watching = operators.into_iter().flatten().filter(|operator| operator.watches(namespace));
     let asking = watching.flat_map(|operator| {
-        let own = operator.namespace.as_str();
-        let elects = ELECTION.iter().filter(|_| operator.lease.is_some()).map(move |one| (one, own));
+        let lease = operator.lease.iter();
+        let elects = lease.flat_map(|lease| ELECTION.iter().map(|one| (one, lease.namespace.as_str())));
         let work = WORK.iter().map(move |one| (one, namespace));
         work.chain(elects).map(move |(one, place)| right(client, operator, one, place))
     });

@@ -36,9 +36,11 @@ pub struct Operator {
     pub lease: Option<LeaseFacts>,
 }
 
-/// A Lease, by its name, and what is known of it.
+/// A Lease, and what is known of it.
 #[derive(Debug, Clone)]
 pub struct LeaseFacts {
+    /// The operator's own, where no flag says otherwise.
+    pub namespace: String,
     pub name: String,
     pub held: Lookup<Held>,
 }
@@ -68,7 +70,7 @@ impl Operator {
     #[must_use]
     pub fn leaderless(&self, now: Timestamp) -> Option<String> {
         let lease = self.lease.as_ref()?;
-        let place = format!("the Lease {}/{}", self.namespace, lease.name);
+        let place = format!("the Lease {}/{}", lease.namespace, lease.name);
         let held = match &lease.held {
             Lookup::Unknown(_) => return None,
             Lookup::Missing => return Some(format!("{place} is not there")),
@@ -94,11 +96,10 @@ impl Operator {
         });
         let value = |flag: &str| container.and_then(|container| value_of(container, flag));
         let elects = value("--leader-elect").is_some_and(|value| value != "false");
-        let lease = value("--leader-elect-lease-name").unwrap_or_else(|| DEFAULT_LEASE.to_owned());
+        let own = deployment.namespace().unwrap_or_default();
         let account = pod.and_then(|pod| pod.service_account_name.clone());
         let watched = value("--watch-namespace").unwrap_or_default();
         Self {
-            namespace: deployment.namespace().unwrap_or_default(),
             name: deployment.name_any(),
             wanted_replicas: spec.replicas.unwrap_or(1),
             ready_replicas: deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default(),
@@ -106,7 +107,12 @@ impl Operator {
             watched: watched.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect(),
             label_selector: value("--label-selector").filter(|selector| !selector.is_empty()),
             selects: None,
-            lease: elects.then(|| LeaseFacts { name: lease, held: Lookup::Unknown("not looked at yet".to_owned()) }),
+            lease: elects.then(|| LeaseFacts {
+                namespace: value("--leader-elect-namespace").unwrap_or_else(|| own.clone()),
+                name: value("--leader-elect-lease-name").unwrap_or_else(|| DEFAULT_LEASE.to_owned()),
+                held: Lookup::Unknown("not looked at yet".to_owned()),
+            }),
+            namespace: own,
         }
     }
 }
@@ -150,7 +156,7 @@ pub async fn gather(client: &Client, namespace: Option<&str>) -> Lookup<Vec<Oper
     for deployment in &listed.items {
         let mut operator = Operator::of(deployment);
         if let Some(lease) = &mut operator.lease {
-            lease.held = held(client, &operator.namespace, &lease.name).await;
+            lease.held = held(client, &lease.namespace, &lease.name).await;
         }
         operators.push(operator);
     }
@@ -230,6 +236,8 @@ mod tests {
         assert_eq!(seen.label_selector.as_deref(), Some("a=b"));
         let seen = operator(&["--leader-elect=false", "--leader-elect-lease-name=x"]);
         assert!(seen.lease.is_none() && seen.watches("anything"));
+        let lease = operator(&["--leader-elect", "--leader-elect-namespace=other"]).lease.unwrap();
+        assert_eq!(lease.namespace, "other");
     }
 
     #[test]
@@ -238,7 +246,7 @@ mod tests {
         let mut seen = operator(&["--leader-elect", "--leader-elect-lease-name=x"]);
         assert_eq!(seen.leaderless(now), None, "it was not looked at");
         let mut held = |held| {
-            seen.lease = Some(LeaseFacts { name: "x".to_owned(), held });
+            seen.lease = Some(LeaseFacts { namespace: "system".to_owned(), name: "x".to_owned(), held });
             seen.leaderless(now)
         };
         let at = |secs: i64, holder: &str| {

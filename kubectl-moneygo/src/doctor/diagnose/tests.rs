@@ -57,7 +57,7 @@ fn operator() -> Operator {
         wanted_replicas: 2,
         ready_replicas: 2,
         service_account: "sa".to_owned(),
-        lease: Some(LeaseFacts { name: "lease".to_owned(), held: Lookup::Found(held) }),
+        lease: Some(LeaseFacts { namespace: "system".to_owned(), name: "lease".to_owned(), held: Lookup::Found(held) }),
         ..Operator::default()
     }
 }
@@ -149,7 +149,8 @@ fn the_operator_and_what_is_around_it() {
     assert_eq!(causes(|f| the_operator(f, |o| o.ready_replicas = 0)), [(Warning, C::OperatorNotReady)]);
     assert_eq!(causes(|f| the_operator(f, |o| o.watched = vec!["m".into()])), [(Error, C::NotWatched)]);
     assert_eq!(causes(|f| the_operator(f, |o| o.selects = Some(false))), [(Error, C::NotSelected)]);
-    let nobody = || Some(LeaseFacts { name: "l".into(), held: Lookup::Found(Held::default()) });
+    let nobody =
+        || Some(LeaseFacts { namespace: "system".into(), name: "l".into(), held: Lookup::Found(Held::default()) });
     assert_eq!(causes(|f| the_operator(f, |o| o.lease = nobody())), [(Warning, C::NobodyLeads)]);
     assert_eq!(causes(|f| f.operators = Lookup::Found(vec![operator(), operator()])), [(Warning, C::TwoOperators)]);
     assert_eq!(causes(|f| f.rights[0].allowed = Lookup::Found(false)), [(Error, C::OperatorMayNot)]);

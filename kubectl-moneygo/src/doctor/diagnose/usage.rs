@@ -56,7 +56,10 @@ impl Walk<'_> {
                 Cause::NoPodUses,
                 format!("no Pod uses the Secret \"{}\"", spec.target),
                 "a token that nobody uses is still refreshed",
-                "volumes: [{name: token, secret: {secretName: …}}] in the Pod, and a volumeMount",
+                format!(
+                    "volumes: [{{name: token, secret: {{secretName: {}}}}}] in the Pod, and a volumeMount",
+                    spec.target
+                ),
             ));
         }
     }
