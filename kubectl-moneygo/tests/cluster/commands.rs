@@ -38,7 +38,7 @@ async fn five(stage: &Stage) -> Operator<'_> {
     stage.subscribe("suspended", json!({})).await;
     stage.ready("suspended").await;
     stage.patch("suspended", json!({"spec": {"suspend": true}})).await;
-    stage.moneygo.set_expires_in_of("expiring", Some(Duration::from_mins(1)));
+    stage.moneygo.set_expires_in_of("expiring", Some(Duration::from_mins(2)));
     stage.subscribe("expiring", json!({"refresh": {"renewBeforePercentage": 90}})).await;
     stage.ready("expiring").await;
     stage.moneygo.set_secret("expiring", "another");
