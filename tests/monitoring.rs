@@ -168,7 +168,8 @@ async fn a_thousand_objects_have_their_series_and_take_them_with_them() {
     let rows = [("before", &empty), ("with 1,000 objects", &full), ("after deleting them", &emptied)];
     for (when, text) in rows {
         let (of_objects, others) = series(text);
-        println!("{when}: {of_objects} series of objects, {others} others, {} bytes", text.len());
+        let memory = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes ")).unwrap();
+        println!("{when}: {of_objects} series of objects, {others} others, {} bytes; memory {memory}", text.len());
     }
     println!("series of each object: {}", series(&full).0 / OBJECTS);
     assert_eq!(series(&empty).1, series(&full).1, "the others do not depend on how many objects there are");
