@@ -20,7 +20,7 @@ RUN set -eu; \
     arch=${TARGETARCH:-$host}; \
     case "$arch" in \
         amd64) target=x86_64-unknown-linux-gnu; tools=x86_64-linux-gnu; package=gcc-x86-64-linux-gnu ;; \
-        arm64) target=aarch64-unknown-linux-gnu; tools=aarch64-linux-gnu; package=gcc-aarch64-linux-gnu ;; \
+        arm64) target=aarch64-unknown-linux-gnu; tools=aarch64-linux-gnu; package=gcc-aarch64-linux-gnu; page=16 ;; \
         *) echo "no build for $arch: amd64 and arm64 only" >&2; exit 1 ;; \
     esac; \
     rustup target add "$target"; \
@@ -33,6 +33,8 @@ RUN set -eu; \
         "CARGO_BUILD_TARGET=$target" \
         "CARGO_TARGET_$(echo "$target" | tr a-z- A-Z_)_LINKER=$tools-gcc" \
         "CC_$(echo "$target" | tr - _)=$tools-gcc" \
+        "JEMALLOC_SYS_WITH_MALLOC_CONF=narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0" \
+        "JEMALLOC_SYS_WITH_LG_PAGE=${page:-12}" \
         "RUSTFLAGS='-C target-feature=+crt-static --remap-path-prefix=$CARGO_HOME=/cargo'" \
         > environment
 

@@ -14,9 +14,9 @@ mod process;
 mod server;
 
 pub use catalogue::{CATALOGUE, Described, Kind};
-pub use logs::{LogError, LogFormat, LogLevel, hide_panic_payloads, init_logging};
 #[cfg(feature = "otlp")]
 pub use logs::init_logging_and_traces;
+pub use logs::{LogError, LogFormat, LogLevel, hide_panic_payloads, init_logging};
 pub use metrics::Metrics;
 pub use probes::{HEARTBEAT_LIMIT, Probes};
 pub use server::serve;

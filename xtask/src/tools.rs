@@ -76,6 +76,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_dockerfile_has_the_same_options_of_the_allocator() {
+        let name = "JEMALLOC_SYS_WITH_MALLOC_CONF";
+        let config = include_str!("../../.cargo/config.toml");
+        let wanted = config.lines().find_map(|line| line.strip_prefix(name)?.split('"').nth(1)).unwrap();
+        assert!(include_str!("../../Dockerfile").contains(&format!("\"{name}={wanted}\"")));
+    }
+
+    #[test]
     fn the_dockerfile_names_the_same_version() {
         let wanted = format!("--version {} {}\n", CARGO_AUDITABLE.version, CARGO_AUDITABLE.name);
         assert!(include_str!("../../Dockerfile").contains(&wanted));
