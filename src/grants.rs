@@ -55,6 +55,9 @@ pub struct Load {
     pub is_endpoint_up: bool,
 }
 
+/// Who wants a token and had no answer asks again before that: a failure that is older tells of someone who wants none any more.
+const ASKED_AGAIN_WITHIN: Duration = Duration::from_mins(10);
+
 /// Whose failure a failed request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
@@ -261,7 +264,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
             waiting: state.queue.len(),
             longest_wait: longest_wait.unwrap_or_default(),
             under_way: state.in_use,
-            is_endpoint_up: state.health.outage.is_none() && state.health.unanswered() == 0,
+            is_endpoint_up: !state.health.is_silent(),
         }
     }
 
@@ -450,8 +453,18 @@ impl<K: Clone + Ord + Hash> Health<K> {
 
     /// How many fail with no answer to anyone since they began to.
     fn unanswered(&self) -> usize {
-        let unanswered = |failing: &&Failing| self.last_answer.is_none_or(|at| failing.since > at);
-        self.failing.values().filter(unanswered).count()
+        self.failing.values().filter(|failing| self.is_unanswered(failing)).count()
+    }
+
+    fn is_unanswered(&self, failing: &Failing) -> bool {
+        self.last_answer.is_none_or(|at| failing.since > at)
+    }
+
+    /// Whether someone asks, and nobody is answered.
+    fn is_silent(&self) -> bool {
+        let asks = |failed_at: Instant| failed_at.elapsed() < ASKED_AGAIN_WITHIN;
+        self.outage.is_some_and(|outage| asks(outage.failed_at))
+            || self.failing.values().any(|failing| self.is_unanswered(failing) && asks(failing.last))
     }
 }
 

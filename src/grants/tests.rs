@@ -554,6 +554,11 @@ async fn the_load_tells_who_waits_for_how_long_and_whether_anyone_is_answered() 
     queue.grants.withdraw(&"c");
     assert_eq!(queue.fails(permit), Blame::Endpoint);
     assert_eq!(load(), Load { is_endpoint_up: false, ..idle }, "one client that has no answer is enough");
+    tokio::time::advance(ASKED_AGAIN_WITHIN).await;
+    assert_eq!(load(), idle, "it asks no more: it is suspended, say");
+    let permit = queue.admit("a", wall());
+    assert_eq!(queue.fails(permit), Blame::Endpoint);
+    assert_eq!(load(), Load { is_endpoint_up: false, ..idle });
     queue.grants.forget(&"a");
     assert_eq!(load(), idle, "who failed is gone");
 }

@@ -91,7 +91,7 @@ catalogue! {
     TOKEN_REQUESTS_UNDER_WAY = Gauge "moneygo_token_requests_in_flight", "", [],
         "Requests to the token endpoint under way";
     TOKEN_ENDPOINT_UP = Gauge "moneygo_token_endpoint_up", "", [],
-        "0 while requests to the token endpoint get no answer (connection errors, 5xx), 1 otherwise";
+        "0 while requests to the token endpoint get no answer (connection errors, 5xx), 1 otherwise, and 10 min after the last request";
     SECRET_WRITES = Counter "moneygo_secret_writes_total", "", ["result"],
         "Writes of target Secrets, by what the API server said";
     STATUS_WRITES = Counter "moneygo_status_writes_total", "", ["result"],
