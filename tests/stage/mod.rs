@@ -509,7 +509,9 @@ impl Stage {
             Some(events)
         };
         let within = async { tokio::time::timeout(EVENTS_LIMIT, listing).await };
-        tokio::task::block_in_place(|| runtime.block_on(within)).ok()?
+        // On a thread of its own: whoever waits on this one, as the other scenarios of a `join_all` do, would not hear what wakes it meanwhile.
+        let listing = || std::thread::scope(|scope| scope.spawn(|| runtime.block_on(within)).join());
+        tokio::task::block_in_place(listing).ok()?.ok()?
     }
 }
 
