@@ -112,8 +112,8 @@ pub fn is_failing(status: &MoneyGoCredentialStatus) -> bool {
         || is_false(ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::TokenExpired.as_str())
 }
 
-/// The condition that tells best what is new in a status: of `Refreshed` and `Ready`, one that says something else than before, and one
-/// that is False rather than another. `None` where both say the same as before.
+/// The condition that tells best what is new in a status: of `Refreshed` and `Ready`, one that says something else than before, that the
+/// token has expired before anything else, and one that is False rather than another. `None` where both say the same as before.
 #[must_use]
 pub fn change<'a>(before: &MoneyGoCredentialStatus, after: &'a MoneyGoCredentialStatus) -> Option<&'a Condition> {
     let is_new = |now: &&Condition, kind| {
@@ -122,7 +122,13 @@ pub fn change<'a>(before: &MoneyGoCredentialStatus, after: &'a MoneyGoCredential
     let [refreshed, ready] = [ConditionType::Refreshed, ConditionType::Ready]
         .map(|kind| condition(after, kind).filter(|now| is_new(now, kind)));
     let is_false = |one: &&Condition| one.status == State::False.as_str();
-    refreshed.filter(is_false).or_else(|| ready.filter(is_false)).or(refreshed).or(ready)
+    let has_expired = |one: &&Condition| one.reason == Reason::TokenExpired.as_str();
+    ready
+        .filter(has_expired)
+        .or_else(|| refreshed.filter(is_false))
+        .or_else(|| ready.filter(is_false))
+        .or(refreshed)
+        .or(ready)
 }
 
 /// How things stand with one object.

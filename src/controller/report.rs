@@ -81,7 +81,7 @@ impl Context {
                 tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), "{}", change.message);
             }
             self.notice(o, EventReason::Failed(reason), change.message.clone());
-        } else if status::is_failing(before) && change.status == "True" {
+        } else if status::is_failing(before) && !is_failing && change.status == "True" {
             self.tell(o, EventReason::Recovered, format!("{}: {}", change.type_, change.message));
         } else {
             tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), "{}", change.message);
@@ -153,11 +153,10 @@ impl Context {
         }
         let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, self.now());
         let refusal = match self.write_status(&owner, &patch).await {
-            Ok(_) => "",
+            Ok(_) => String::new(),
             Err(error) if error.is_not_found() => return Ok(Action::await_change()),
-            Err(error) if error.is_refusal() => {
-                "; nor can its status be written: the API server cannot check it against its rules"
-            }
+            // Mostly the API server cannot check it against its rules.
+            Err(error) if error.is_refusal() => format!("; nor can its status be written: {error}"),
             Err(error) => return Err(error),
         };
         let reason = EventReason::Failed(Reason::InvalidSpec);

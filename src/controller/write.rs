@@ -21,6 +21,13 @@ use crate::token::AccessToken;
 use crate::work::Action;
 
 impl Context {
+    /// Whether a new token ends a failure that was told: that the last one has expired may have been while this one was on the way.
+    fn recovers(&self, o: &Observed) -> bool {
+        let written = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).status;
+        let told = written.as_ref().map_or(&o.status, |(_, status)| status);
+        status::is_failing(told) && told.issued_at.is_some() && !o.ending
+    }
+
     pub(super) async fn store(&self, o: &mut Observed, held: HeldToken, sight: Sight) -> Result<Action, Error> {
         let Ok(spec) = o.spec.clone() else { return Ok(Action::await_change()) };
         let content = Content { token: held.token.expose(), issue: &held.issue };
@@ -30,7 +37,7 @@ impl Context {
             Err(error) => return Err(error),
         };
         let adopts = plan::adopts(o);
-        let recovers = status::is_failing(&o.status) && o.status.issued_at.is_some() && !o.ending;
+        let recovers = self.recovers(o);
         self.remember(&o.owner, |memory| {
             memory.held = None;
             memory.attempt = None;

@@ -226,7 +226,7 @@ fn the_change_is_what_says_something_else_and_rather_what_is_false() {
     assert_eq!(change(&good, &limited), is("Refreshed", "RateLimited"));
     assert_eq!(change(&limited, &good), is("Refreshed", "Succeeded"));
     assert_eq!(change(&limited, &says(EXPIRED, LIMITED)), is("Ready", "TokenExpired"));
-    assert_eq!(change(&good, &says(EXPIRED, LIMITED)), is("Refreshed", "RateLimited"));
+    assert_eq!(change(&good, &says(EXPIRED, LIMITED)), is("Ready", "TokenExpired"), "which is worse than why");
     assert_eq!(change(&limited, &says(EXPIRED, SUCCEEDED)), is("Ready", "TokenExpired"), "what is False, rather");
     assert_eq!(change(&says(EXPIRED, SUCCEEDED), &good), is("Ready", "TokenValid"));
     let another = says(VALID, (State::False, Reason::BadResponse));

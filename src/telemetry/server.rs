@@ -1,7 +1,9 @@
 //! The HTTP server of probes and metrics.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
@@ -12,7 +14,7 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,11 +28,16 @@ const CONNECTIONS_MAX: usize = 64;
 const HEADER_READ_LIMIT: Duration = Duration::from_secs(2);
 /// From accepting a connection until it is closed.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// How much longer a scrape may take, which is of megabytes where there are thousands of objects. Prometheus waits no longer than its interval.
+const SCRAPE_LIMIT: Duration = Duration::from_mins(1);
+/// Scrapes at once: slow ones must leave the probes their connections.
+const SCRAPES_MAX: usize = 8;
 /// Of a request's line and headers (the least that hyper takes).
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 /// Before accepting again after the system refused (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+const METRICS: &str = "/metrics";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -38,7 +45,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// Serves `/healthz`, `/readyz` and `/metrics` by GET and HEAD until `shutdown` is cancelled. One request a connection,
 /// and a limit on everything a client can hold on to.
 pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (slots, scrapes) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Arc::new(Semaphore::new(SCRAPES_MAX)));
     let connections = TaskTracker::new();
     let accepting = async {
         loop {
@@ -47,8 +54,9 @@ pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metr
             };
             let stream = accept(&listener).await;
             let (probes, metrics, stop) = (Arc::clone(&probes), Arc::clone(&metrics), shutdown.clone());
+            let scrapes = Arc::clone(&scrapes);
             connections.spawn(async move {
-                stop.run_until_cancelled(serve_connection(stream, &probes, &metrics)).await;
+                stop.run_until_cancelled(serve_connection(stream, &probes, &metrics, &scrapes)).await;
                 drop(slot);
             });
         }
@@ -70,11 +78,14 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Arc<Metrics>) {
+async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Arc<Metrics>, scrapes: &Arc<Semaphore>) {
+    let is_scrape = AtomicBool::new(false);
     let service = service_fn(async |request: Request<Incoming>| {
         let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let format = Format::accepted(accept);
-        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), format, probes, metrics))
+        let turn = Arc::clone(scrapes).try_acquire_owned().ok().filter(|_| request.uri().path() == METRICS);
+        is_scrape.store(turn.is_some(), Ordering::Relaxed);
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), format, probes, metrics, turn))
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -82,11 +93,22 @@ async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Arc<Metr
         .max_buf_size(REQUEST_BYTES_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
     // What a client gets wrong, or that it left, is of no interest to anyone.
-    drop(time::timeout(CONNECTION_LIMIT, connection).await);
+    let is_over = time::timeout(CONNECTION_LIMIT, &mut connection).await.is_ok();
+    if !is_over && is_scrape.load(Ordering::Relaxed) {
+        drop(time::timeout(SCRAPE_LIMIT, connection).await);
+    }
 }
 
-fn respond(method: &Method, path: &str, format: Format, probes: &Probes, metrics: &Arc<Metrics>) -> Response<Body> {
+fn respond(
+    method: &Method,
+    path: &str,
+    format: Format,
+    probes: &Probes,
+    metrics: &Arc<Metrics>,
+    turn: Option<OwnedSemaphorePermit>,
+) -> Response<Body> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n");
         refusal.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
@@ -97,20 +119,26 @@ fn respond(method: &Method, path: &str, format: Format, probes: &Probes, metrics
         "/healthz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the controller's loop has stopped\n"),
         "/readyz" if probes.is_ready() => answer(StatusCode::OK, TEXT, "ok\n"),
         "/readyz" => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
-        "/metrics" => scrape(format, metrics),
+        METRICS => match turn {
+            Some(turn) => scrape(format, metrics, turn),
+            None => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many ask for the metrics at once\n"),
+        },
         _ => answer(StatusCode::NOT_FOUND, TEXT, "only /healthz, /readyz and /metrics are here\n"),
     }
 }
 
 /// In pieces: of ten thousand objects there are megabytes.
-fn scrape(format: Format, metrics: &Arc<Metrics>) -> Response<Body> {
+fn scrape(format: Format, metrics: &Arc<Metrics>, turn: OwnedSemaphorePermit) -> Response<Body> {
     let Ok(text) = metrics.encode() else {
         return answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "metrics cannot be written\n");
     };
     let of_process = if format == Format::OpenMetrics { text } else { classic(&text) };
     let of_objects = objects::pieces(Arc::clone(metrics));
     let all = stream::iter([of_process]).chain(of_objects).chain(stream::iter([format.end().to_owned()]));
-    let frames = all.map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
+    let frames = all.map(move |piece| {
+        let _until_the_end = &turn;
+        Ok::<_, Infallible>(Frame::data(Bytes::from(piece)))
+    });
     response(StatusCode::OK, format.content_type(), StreamBody::new(frames).boxed_unsync())
 }
 
@@ -184,6 +212,19 @@ mod tests {
             assert_eq!(metrics.contains("# EOF"), request == open);
         }
         server.stop().await;
+    }
+
+    #[test]
+    fn one_scrape_too_many_is_refused_and_no_probe() {
+        let (probes, metrics) = (Probes::default(), Arc::new(Metrics::new()));
+        let ask = |path: &str, turn| respond(&Method::GET, path, Format::Classic, &probes, &metrics, turn).status();
+        let scrapes = Arc::new(Semaphore::new(1));
+        let turn = || Arc::clone(&scrapes).try_acquire_owned().ok();
+        let scrape = respond(&Method::GET, METRICS, Format::Classic, &probes, &metrics, turn());
+        assert_eq!(ask(METRICS, turn()), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask("/healthz", None), StatusCode::OK);
+        drop(scrape);
+        assert_eq!(ask(METRICS, turn()), StatusCode::OK);
     }
 
     #[tokio::test]
