@@ -1,4 +1,6 @@
 //! Each thing that a person must know is told by one event, and not once more by a retry that ends the same way. docs/events.md lists them.
+//!
+//! The operator starts once there is what it is to find: two watches have no order, and an object that is seen before its credentials is told so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -50,10 +52,10 @@ async fn fails_again(stage: &Stage, name: &str, request: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_costs_one_event_and_so_do_attempts_that_fail_the_same_way() {
     let stage = Stage::new("events-tokens").await;
-    let operator = stage.operator().start().await;
     stage.moneygo.script("throttled", Script::status(429).header("retry-after", "1").times(3));
     stage.subscribe("throttled", json!({})).await;
     stage.subscribe("payments", json!({})).await;
+    let operator = stage.operator().start().await;
     stage.ready("payments").await;
     assert_eq!(told_after(&stage, "payments", "TokenIssued").await, counts([("TokenIssued", 1)]));
     stage.request_refresh("payments", "once").await;
@@ -68,9 +70,9 @@ async fn a_token_costs_one_event_and_so_do_attempts_that_fail_the_same_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_is_told_once_and_so_is_the_recovery() {
     let stage = Stage::new("events-rejected").await;
-    let operator = stage.operator().start().await;
     let (name, client) = ("payments", credentials_name("payments"));
     stage.subscribe(name, json!({})).await;
+    let operator = stage.operator().start().await;
     stage.ready(name).await;
 
     stage.client_secret(&client, name, "canary-wrong-secret").await;
@@ -91,9 +93,9 @@ async fn a_rejection_is_told_once_and_so_is_the_recovery() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_without_a_new_token_is_told_too() {
     let stage = Stage::new("events-back").await;
-    let operator = stage.operator().start().await;
     let (name, client) = ("payments", credentials_name("payments"));
     stage.subscribe(name, json!({})).await;
+    let operator = stage.operator().start().await;
     stage.ready(name).await;
     stage.delete_secret(&client).await;
     stage.says(name, "Refreshed", "False", "CredentialsNotFound").await;
@@ -108,10 +110,10 @@ async fn a_recovery_without_a_new_token_is_told_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conflict_is_told_once_and_an_adoption_beside_its_token() {
     let stage = Stage::new("events-conflict").await;
-    let operator = stage.operator().start().await;
     let name = "payments";
     create_foreign(&stage, name).await;
     stage.subscribe(name, json!({})).await;
+    let operator = stage.operator().start().await;
     stage.says(name, "Ready", "False", "TargetConflict").await;
     // Looked at again, with the same result.
     stage.patch(name, json!({"spec": {"refresh": {"renewBeforePercentage": 20}}})).await;
@@ -135,9 +137,9 @@ async fn a_conflict_is_told_once_and_an_adoption_beside_its_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_made_anew_tells_that_it_goes_on_with_the_token_that_is_there() {
     let stage = Stage::new("events-anew").await;
-    let operator = stage.operator().start().await;
     let (name, spec) = ("payments", json!({"target": {"deletionPolicy": "Retain"}}));
     stage.subscribe(name, spec.clone()).await;
+    let operator = stage.operator().start().await;
     stage.ready(name).await;
     stage.told(name, "TokenIssued").await;
     // Its successor is younger than the token by the API server's clock, which counts seconds.
@@ -160,9 +162,9 @@ async fn an_object_made_anew_tells_that_it_goes_on_with_the_token_that_is_there(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_tells_nothing_again() {
     let stage = Stage::new("events-restart").await;
-    let operator = stage.operator().start().await;
     stage.subscribe("payments", json!({})).await;
     stage.credential("waiting", json!({})).await;
+    let operator = stage.operator().start().await;
     stage.ready("payments").await;
     stage.told("waiting", "CredentialsNotFound").await;
     operator.stop().await;
