@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use jiff::Timestamp;
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
+use jiff::{SignedDuration, Timestamp};
+use kube::api::{DynamicObject, GetParams, ListParams, Patch, PatchParams};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config, ResourceExt as _};
@@ -19,6 +20,10 @@ const FIELD_MANAGER: &str = "kubectl-moneygo";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Longer than a watch is silent: it gets a bookmark about once a minute.
 const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+/// By how much the clocks of the cluster's machines may differ.
+const SERVERS_DIFFER: SignedDuration = SignedDuration::from_secs(30);
+/// And the clock here from theirs.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 /// Objects of one answer.
 const PAGE: u32 = 500;
 
@@ -184,8 +189,65 @@ fn innermost(error: &kube::Error) -> String {
     cause.to_string()
 }
 
+/// The time of day as the API server tells it: it and the operator are nearer to each other than to the clock here.
+#[derive(Debug, Clone, Copy)]
+pub struct Time {
+    /// By how much the API server's clock is ahead of the one here. Zero where it did not tell.
+    ahead: SignedDuration,
+    /// By how much the clock of an operator may differ from [`Time::now`].
+    pub clocks_differ: SignedDuration,
+}
+
+impl Time {
+    /// Asks the API server, and falls back on the clock here.
+    pub async fn of(client: &Client) -> Self {
+        Self::since(server_time(client).await, now())
+    }
+
+    fn since(server: Option<Timestamp>, here: Timestamp) -> Self {
+        match server {
+            Some(server) => Self { ahead: server.duration_since(here), clocks_differ: SERVERS_DIFFER },
+            None => Self { ahead: SignedDuration::ZERO, clocks_differ: CLOCKS_DIFFER },
+        }
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        now().checked_add(self.ahead).unwrap_or_else(|_| now())
+    }
+}
+
+/// The `Date` of an answer, which may be a refusal as well.
+async fn server_time(client: &Client) -> Option<Timestamp> {
+    let request = kube::core::Request::new("").get("version", &GetParams::default()).ok()?;
+    let answer = client.send(request.map(Body::from)).await.ok()?;
+    date(answer.headers().get("date")?.to_str().ok()?)
+}
+
+fn date(header: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(header).ok()
+}
+
 /// The time of day. The operator's clock may be another: what is reckoned with it is for people's eyes.
 #[must_use]
 pub fn now() -> Timestamp {
     Clock::SYSTEM.now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_clock_is_read_from_its_answer() {
+        let server = date("Thu, 26 Nov 2026 04:40:00 GMT").unwrap();
+        assert_eq!(server.to_string(), "2026-11-26T04:40:00Z");
+        assert_eq!(date("yesterday"), None);
+        let here = server.checked_sub(SignedDuration::from_mins(7)).unwrap();
+        let time = Time::since(Some(server), here);
+        assert_eq!((time.ahead, time.clocks_differ), (SignedDuration::from_mins(7), SERVERS_DIFFER));
+        let time = Time::since(None, here);
+        assert_eq!((time.ahead, time.clocks_differ), (SignedDuration::ZERO, CLOCKS_DIFFER));
+    }
 }

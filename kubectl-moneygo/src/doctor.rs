@@ -21,9 +21,9 @@ pub async fn run(args: &ClusterArgs, wanted: &DoctorArgs) -> anyhow::Result<Verd
     let diagnoses = if let Some(finding) = gather::undefined(&cluster).await {
         vec![Diagnosis { object: None, findings: vec![finding] }]
     } else {
-        let gathered = gather::all(&cluster, wanted).await?;
-        let diagnosis = |facts: &facts::Facts| Diagnosis::of(&facts.object, diagnose::diagnose(facts));
-        gathered.iter().map(diagnosis).collect()
+        // Of each object its findings are kept, and no facts: there may be very many.
+        let judge = |facts: facts::Facts| Diagnosis::of(&facts.object, diagnose::diagnose(&facts));
+        gather::each(&cluster, wanted, judge).await?
     };
     let look = Look::of_stdout();
     crate::status::print(&report::text(&diagnoses, wanted.output, look)?)?;

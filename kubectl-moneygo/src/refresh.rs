@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::Verdict;
 use crate::args::{ClusterArgs, RefreshArgs, Which};
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Time};
 use crate::doctor::operators::{self, Health};
 use crate::terminal::{Colour, Look, Spinner};
 use crate::words;
@@ -171,10 +171,11 @@ fn waits(waiting: &BTreeMap<Key, Waiting>, deadline: Instant) -> String {
 
 /// What keeps anybody from answering, as far as it can be seen.
 async fn absent_operators(cluster: &Cluster, wanted: &RefreshArgs, objects: &[MoneyGoCredential]) -> Vec<String> {
-    let seen = operators::gather(&cluster.client, wanted.operator.operator_namespace.as_deref()).await;
+    let place = wanted.operator.operator_namespace.as_deref();
+    let (seen, time) = tokio::join!(operators::gather(&cluster.client, place), Time::of(&cluster.client));
     let mut warnings: Vec<_> = objects
         .iter()
-        .filter_map(|object| match operators::health_for(&seen, object, cluster::now()) {
+        .filter_map(|object| match operators::health_for(&seen, object, &time) {
             Health::Well | Health::Unknown(_) => None,
             Health::Ill(why) => Some(format!("nobody may answer: {why}")),
         })

@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use moneygo_operator::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
 use moneygo_operator::status::condition;
 
-use super::facts::Facts;
+use super::facts::{Facts, Neighbour};
 use super::finding::{Cause, Finding, Severity};
 
 /// What is wrong.
@@ -81,6 +81,13 @@ impl Walk<'_> {
             }
             None => "there is no valid token".to_owned(),
         }
+    }
+
+    /// The other objects of the namespace.
+    fn others(&self) -> impl Iterator<Item = &Neighbour> {
+        let uid = self.facts.object.metadata.uid.as_deref().unwrap_or_default();
+        let all = self.facts.neighbours.found().into_iter().flat_map(|all| all.iter());
+        all.filter(move |one| one.contender.uid != uid)
     }
 
     /// kubectl for the object's namespace, and what follows.

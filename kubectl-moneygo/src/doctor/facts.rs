@@ -1,11 +1,14 @@
 //! What is known of an object and of all that it depends on. Holds no value of any Secret.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt as _;
 use moneygo_operator::crd::MoneyGoCredential;
+use moneygo_operator::secret::Contender;
 
 use super::operators::Operator;
 use super::pods::Use;
@@ -39,6 +42,15 @@ impl<T> Lookup<T> {
         }
     }
 
+    /// What was found, borrowed.
+    pub fn as_ref(&self) -> Lookup<&T> {
+        match self {
+            Self::Found(found) => Lookup::Found(found),
+            Self::Missing => Lookup::Missing,
+            Self::Unknown(why) => Lookup::Unknown(why.clone()),
+        }
+    }
+
     /// What was found.
     pub fn found(&self) -> Option<&T> {
         if let Self::Found(found) = self { Some(found) } else { None }
@@ -58,7 +70,10 @@ pub fn refusal(error: &kube::Error) -> String {
 /// All that is known, at one moment.
 #[derive(Debug, Clone)]
 pub struct Facts {
+    /// By the API server's clock, where it told the time; else by the clock here.
     pub now: Timestamp,
+    /// By how much `now` and the clock of a leader may differ.
+    pub clocks_differ: SignedDuration,
     pub object: MoneyGoCredential,
     /// The versions of the definition that are served.
     pub served_versions: Lookup<Vec<String>>,
@@ -67,13 +82,44 @@ pub struct Facts {
     /// The client's Secret, with the state of its two keys.
     pub credentials: Lookup<Credentials>,
     pub target: Lookup<Target>,
-    /// The other objects of the namespace.
-    pub others: Lookup<Vec<MoneyGoCredential>>,
+    /// The objects of the namespace, this one among them. Every object of it shares them.
+    pub neighbours: Lookup<Arc<[Neighbour]>>,
     /// How Pods use the target or the credentials.
     pub uses: Lookup<Vec<Use>>,
+    /// Whether the namespace has more Pods than were looked at.
+    pub pods_left_out: bool,
     pub operators: Lookup<Vec<Operator>>,
+    /// The namespace that the operator was looked for in, if not in all.
+    pub operator_namespace: Option<String>,
     /// What an operator must be allowed to do, for those that watch the namespace.
-    pub rights: Vec<Right>,
+    pub rights: Arc<[Right]>,
+}
+
+/// An object of the namespace: as much of it as others depend on.
+#[derive(Debug, Clone)]
+pub struct Neighbour {
+    /// Its part in a contest for the target Secret.
+    pub contender: Contender,
+    /// The names of its Secrets.
+    pub credentials: String,
+    pub target: String,
+}
+
+impl Neighbour {
+    /// What others depend on.
+    #[must_use]
+    pub fn of(object: &MoneyGoCredential) -> Self {
+        Self {
+            contender: Contender {
+                name: object.name_any(),
+                uid: object.uid().unwrap_or_default(),
+                created: object.creation_timestamp().map(|time| time.0),
+                sound: object.resolve().is_ok(),
+            },
+            credentials: object.spec.credentials_ref.name.clone(),
+            target: object.target_name().to_owned(),
+        }
+    }
 }
 
 /// The client's Secret.
@@ -145,6 +191,9 @@ impl KeyState {
         }
     }
 }
+
+/// In words: what tells of the work, and is none of it.
+pub const EVENTS: &str = "events";
 
 /// Something that an operator must be allowed to do.
 #[derive(Debug, Clone)]

@@ -1,8 +1,9 @@
 //! What is looked at, with the user's own rights. What they do not allow is told, and fails nothing.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::future::join_all;
+use futures::{StreamExt as _, stream};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -10,17 +11,19 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, CustomResourceExt as _, ResourceExt as _};
 use moneygo_operator::crd::{CLIENT_ID_KEY, CLIENT_SECRET_KEY, MoneyGoCredential};
 
-use super::facts::{Credentials, Facts, KeyState, Lookup, Right, Target, refusal};
+use super::facts::{Credentials, EVENTS, Facts, KeyState, Lookup, Neighbour, Right, Target, refusal};
 use super::finding::{Cause, Finding, Severity};
 use super::operators::{self, Operator};
-use super::pods::{Use, uses_of};
+use super::pods::{PODS_MAX, Use, uses_of};
 use crate::args::DoctorArgs;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Time};
 
 /// Objects of one answer.
 const PAGE: u32 = 250;
-/// More Pods of a namespace are not looked at.
-const PODS_MAX: usize = 5_000;
+/// Objects that are looked at at the same time.
+const CONCURRENCY: usize = 16;
+/// And namespaces.
+const NAMESPACES: usize = 4;
 
 /// The finding, where the cluster has no definition of these objects at all.
 pub async fn undefined(cluster: &Cluster) -> Option<Finding> {
@@ -37,61 +40,72 @@ pub async fn undefined(cluster: &Cluster) -> Option<Finding> {
     (status.code == 404).then_some(missing)
 }
 
-/// The facts of every object that is wanted.
-pub async fn all(cluster: &Cluster, wanted: &DoctorArgs) -> anyhow::Result<Vec<Facts>> {
+/// What is made of the facts of each object that is wanted, in their order. Facts are made as they are judged, and not kept.
+pub async fn each<T>(cluster: &Cluster, wanted: &DoctorArgs, judge: impl Fn(Facts) -> T) -> anyhow::Result<Vec<T>> {
     let objects = cluster.find(wanted.name.as_deref(), None).await?;
     if objects.is_empty() {
         anyhow::bail!("there is no MoneyGoCredential here: give -n, or -A");
     }
-    let operators = operators::gather(&cluster.client, wanted.operator.operator_namespace.as_deref()).await;
-    let served_versions = served_versions(&cluster.client).await;
-    let (mut gathered, mut known) = (Vec::new(), BTreeMap::new());
-    for object in objects {
-        let namespace = object.namespace().unwrap_or_default();
-        if !known.contains_key(&namespace) {
-            known.insert(namespace.clone(), Surroundings::look(cluster, &namespace, &operators).await);
-        }
-        if let Some(around) = known.get(&namespace) {
-            gathered.push(of_object(cluster, object, &operators, &served_versions, around).await);
-        }
-    }
-    Ok(gathered)
+    let operator_namespace = wanted.operator.operator_namespace.clone();
+    let (operators, served_versions, time) = tokio::join!(
+        operators::gather(&cluster.client, operator_namespace.as_deref()),
+        served_versions(&cluster.client),
+        Time::of(&cluster.client),
+    );
+    let scene = &Scene { cluster, time, operators, operator_namespace, served_versions };
+    // They are sorted by namespace.
+    let namespaces: Vec<Vec<_>> =
+        objects.chunk_by(|one, next| one.namespace() == next.namespace()).map(<[_]>::to_vec).collect();
+    drop(objects);
+    let looked = stream::iter(namespaces).map(|objects| async move {
+        let namespace = objects.first().and_then(MoneyGoCredential::namespace).unwrap_or_default();
+        (Arc::new(Surroundings::look(scene, &namespace).await), objects)
+    });
+    let objects = looked.buffered(NAMESPACES).flat_map(|(around, objects)| {
+        stream::iter(objects.into_iter().map(move |object| (object, Arc::clone(&around))))
+    });
+    let judged = objects.map(|(object, around)| async move { of_object(scene, object, &around).await });
+    Ok(judged.buffered(CONCURRENCY).map(judge).collect().await)
+}
+
+/// What all objects have in common: looked at once.
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    time: Time,
+    operators: Lookup<Vec<Operator>>,
+    operator_namespace: Option<String>,
+    served_versions: Lookup<Vec<String>>,
 }
 
 /// What the objects of a namespace have in common: looked at once.
 struct Surroundings {
     ends: Lookup<bool>,
-    objects: Lookup<Vec<MoneyGoCredential>>,
+    neighbours: Lookup<Arc<[Neighbour]>>,
     uses: Lookup<Vec<Use>>,
-    rights: Vec<Right>,
+    pods_left_out: bool,
+    rights: Arc<[Right]>,
 }
 
 impl Surroundings {
-    async fn look(cluster: &Cluster, namespace: &str, operators: &Lookup<Vec<Operator>>) -> Self {
-        let client = &cluster.client;
-        let (ends, objects, uses, rights) = tokio::join!(
+    async fn look(scene: &Scene<'_>, namespace: &str) -> Self {
+        let client = &scene.cluster.client;
+        let (ends, neighbours, (uses, pods_left_out), rights) = tokio::join!(
             namespace_ends(client, namespace),
-            objects(cluster, namespace),
+            neighbours(scene.cluster, namespace),
             uses(client, namespace),
-            rights(client, namespace, operators.found()),
+            rights(client, namespace, scene.operators.found()),
         );
-        Self { ends, objects, uses, rights }
+        Self { ends, neighbours, uses, pods_left_out, rights: rights.into() }
     }
 }
 
-async fn of_object(
-    cluster: &Cluster,
-    object: MoneyGoCredential,
-    operators: &Lookup<Vec<Operator>>,
-    served_versions: &Lookup<Vec<String>>,
-    around: &Surroundings,
-) -> Facts {
-    let (client, namespace) = (&cluster.client, object.namespace().unwrap_or_default());
+async fn of_object(scene: &Scene<'_>, object: MoneyGoCredential, around: &Surroundings) -> Facts {
+    let (client, namespace) = (&scene.cluster.client, object.namespace().unwrap_or_default());
     let reference = &object.spec.credentials_ref;
     let (credentials, target, operators) = tokio::join!(
         secret(client, &namespace, &reference.name),
         secret(client, &namespace, object.target_name()),
-        selecting(cluster, &object, &namespace, operators),
+        selecting(scene.cluster, &object, &namespace, &scene.operators),
     );
     let id_key = reference.client_id_key.as_deref().unwrap_or(CLIENT_ID_KEY);
     let secret_key = reference.client_secret_key.as_deref().unwrap_or(CLIENT_SECRET_KEY);
@@ -101,24 +115,21 @@ async fn of_object(
         keys: secret.data.iter().flatten().map(|(key, _)| key.clone()).collect(),
     });
     let named = [object.target_name(), &reference.name];
-    let uses = around.uses.clone().map(|mut uses| {
-        uses.retain(|one| named.contains(&one.secret.as_str()));
-        uses
-    });
-    let others = around.objects.clone().map(|mut others| {
-        others.retain(|other| other.metadata.uid != object.metadata.uid);
-        others
-    });
+    let is_named = |one: &&Use| named.contains(&one.secret.as_str());
+    let uses = around.uses.as_ref().map(|uses| uses.iter().filter(is_named).cloned().collect());
     Facts {
-        now: cluster::now(),
-        served_versions: served_versions.clone(),
+        now: scene.time.now(),
+        clocks_differ: scene.time.clocks_differ,
+        served_versions: scene.served_versions.clone(),
         namespace_ends: around.ends.clone(),
         credentials,
         target: target.map(Target::of),
-        others,
+        neighbours: around.neighbours.clone(),
         uses,
+        pods_left_out: around.pods_left_out,
         operators,
-        rights: around.rights.clone(),
+        operator_namespace: scene.operator_namespace.clone(),
+        rights: Arc::clone(&around.rights),
         object,
     }
 }
@@ -144,34 +155,35 @@ async fn namespace_ends(client: &Client, namespace: &str) -> Lookup<bool> {
     Lookup::of(found).map(|namespace| namespace.metadata.deletion_timestamp.is_some())
 }
 
-async fn uses(client: &Client, namespace: &str) -> Lookup<Vec<Use>> {
+/// And whether there are more Pods than were looked at.
+async fn uses(client: &Client, namespace: &str) -> (Lookup<Vec<Use>>, bool) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let (mut params, mut found, mut seen) = (ListParams::default().limit(PAGE), Vec::new(), 0);
     loop {
         let page = match pods.list(&params).await {
             Ok(page) => page,
-            Err(error) => return Lookup::Unknown(refusal(&error)),
+            Err(error) => return (Lookup::Unknown(refusal(&error)), false),
         };
         seen += page.items.len();
         found.extend(page.items.iter().flat_map(uses_of));
-        match page.metadata.continue_.filter(|token| !token.is_empty() && seen < PODS_MAX) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Lookup::Found(found),
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) if seen < PODS_MAX => params.continue_token = Some(token),
+            more => return (Lookup::Found(found), more.is_some()),
         }
     }
 }
 
-async fn objects(cluster: &Cluster, namespace: &str) -> Lookup<Vec<MoneyGoCredential>> {
+async fn neighbours(cluster: &Cluster, namespace: &str) -> Lookup<Arc<[Neighbour]>> {
     let (objects, mut params, mut found) = (cluster.objects(namespace), ListParams::default().limit(PAGE), Vec::new());
     loop {
         let page = match objects.list(&params).await {
             Ok(page) => page,
             Err(error) => return Lookup::Unknown(refusal(&error)),
         };
-        found.extend(page.items.into_iter().map(cluster::read));
+        found.extend(page.items.into_iter().map(|object| Neighbour::of(&cluster::read(object))));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
-            None => return Lookup::Found(found),
+            None => return Lookup::Found(found.into()),
         }
     }
 }
@@ -197,7 +209,7 @@ async fn selecting(
 }
 
 /// What an operator does in a namespace that it watches: group, resource, subresource, verb, and in words.
-const WORK: [(&str, &str, &str, &str, &str); 8] = [
+const WORK: [(&str, &str, &str, &str, &str); 9] = [
     ("money-go.com", "moneygocredentials", "", "list", "moneygocredentials"),
     ("money-go.com", "moneygocredentials", "", "watch", "moneygocredentials"),
     ("money-go.com", "moneygocredentials", "status", "patch", "moneygocredentials/status"),
@@ -206,16 +218,22 @@ const WORK: [(&str, &str, &str, &str, &str); 8] = [
     ("", "secrets", "", "watch", "secrets"),
     ("", "secrets", "", "create", "secrets"),
     ("", "secrets", "", "update", "secrets"),
+    ("events.k8s.io", "events", "", "create", EVENTS),
 ];
 /// And in its own, to elect a leader.
 const ELECTION: [(&str, &str, &str, &str, &str); 2] =
     [("coordination.k8s.io", "leases", "", "get", "leases"), ("coordination.k8s.io", "leases", "", "update", "leases")];
+/// And where there is no Lease yet.
+const FIRST_ELECTION: (&str, &str, &str, &str, &str) = ("coordination.k8s.io", "leases", "", "create", "leases");
 
 async fn rights(client: &Client, namespace: &str, operators: Option<&Vec<Operator>>) -> Vec<Right> {
     let watching = operators.into_iter().flatten().filter(|operator| operator.watches(namespace));
     let asking = watching.flat_map(|operator| {
         let lease = operator.lease.iter();
-        let elects = lease.flat_map(|lease| ELECTION.iter().map(|one| (one, lease.namespace.as_str())));
+        let elects = lease.flat_map(|lease| {
+            let first = matches!(lease.held, Lookup::Missing).then_some(&FIRST_ELECTION);
+            ELECTION.iter().chain(first).map(|one| (one, lease.namespace.as_str()))
+        });
         let work = WORK.iter().map(move |one| (one, namespace));
         work.chain(elects).map(move |(one, place)| right(client, operator, one, place))
     });

@@ -1,5 +1,7 @@
 //! The operators of a cluster: their Deployments as the chart makes them, and their Leases.
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -9,15 +11,14 @@ use kube::{Api, Client, ResourceExt as _};
 use moneygo_operator::crd::MoneyGoCredential;
 
 use super::facts::Lookup;
+use crate::cluster::Time;
 
-/// By which the chart's Deployments are found.
-pub const LABEL: &str = "app.kubernetes.io/name=moneygo-operator";
+/// By which the chart's Deployments are found: one of them is enough. A `nameOverride` changes the second, `commonLabels` may the first.
+pub const LABELS: [&str; 2] = ["app.kubernetes.io/part-of=moneygo-operator", "app.kubernetes.io/name=moneygo-operator"];
 /// Where the flag is not given.
 const DEFAULT_LEASE: &str = "moneygo-operator";
 /// Where a Lease states none.
 const DEFAULT_LEASE_DURATION: SignedDuration = SignedDuration::from_secs(15);
-/// By how much the clock here and that of a leader may differ.
-const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_secs(30);
 
 /// One operator, as its Deployment tells.
 #[derive(Debug, Clone, Default)]
@@ -66,9 +67,9 @@ impl Operator {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// Why nobody leads, if that can be seen.
+    /// Why nobody leads, if that can be seen; `clocks_differ` is by how much `now` and the leader's clock may.
     #[must_use]
-    pub fn leaderless(&self, now: Timestamp) -> Option<String> {
+    pub fn leaderless(&self, now: Timestamp, clocks_differ: SignedDuration) -> Option<String> {
         let lease = self.lease.as_ref()?;
         let place = format!("the Lease {}/{}", lease.namespace, lease.name);
         let held = match &lease.held {
@@ -79,7 +80,7 @@ impl Operator {
         if held.holder.as_deref().unwrap_or_default().is_empty() {
             return Some(format!("nobody holds {place}"));
         }
-        let limit = held.duration.unwrap_or(DEFAULT_LEASE_DURATION) + CLOCKS_DIFFER;
+        let limit = held.duration.unwrap_or(DEFAULT_LEASE_DURATION) + clocks_differ;
         match held.renewed_at.map(|at| now.duration_since(at)) {
             Some(age) if age <= limit => None,
             Some(age) => Some(format!("{place} was renewed {} ago for the last time", crate::words::length(age))),
@@ -145,16 +146,18 @@ pub async fn gather(client: &Client, namespace: Option<&str>) -> Lookup<Vec<Oper
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    let listed = match deployments.list(&ListParams::default().labels(LABEL)).await {
-        Ok(listed) => listed,
+    let labelled = async |label| deployments.list(&ListParams::default().labels(label)).await;
+    let listed = match tokio::try_join!(labelled(LABELS[0]), labelled(LABELS[1])) {
+        Ok((one, other)) => one.items.into_iter().chain(other.items),
         Err(error) => {
             let hint = if namespace.is_none() { " (name its namespace with --operator-namespace)" } else { "" };
             return Lookup::Unknown(super::facts::refusal(&error) + hint);
         }
     };
     let mut operators = Vec::new();
-    for deployment in &listed.items {
-        let mut operator = Operator::of(deployment);
+    let mut seen = BTreeSet::new();
+    for deployment in listed.filter(|deployment| seen.insert((deployment.namespace(), deployment.name_any()))) {
+        let mut operator = Operator::of(&deployment);
         if let Some(lease) = &mut operator.lease {
             lease.held = held(client, &lease.namespace, &lease.name).await;
         }
@@ -188,14 +191,14 @@ pub enum Health {
 
 /// Judges the operators for one object.
 #[must_use]
-pub fn health_for(operators: &Lookup<Vec<Operator>>, object: &MoneyGoCredential, now: Timestamp) -> Health {
+pub fn health_for(operators: &Lookup<Vec<Operator>>, object: &MoneyGoCredential, time: &Time) -> Health {
     let all = match operators {
         Lookup::Unknown(why) => return Health::Unknown(why.clone()),
         Lookup::Missing => &Vec::new(),
         Lookup::Found(all) => all,
     };
     if all.is_empty() {
-        return Health::Ill(format!("there is no Deployment with the label {LABEL}"));
+        return Health::Ill(format!("there is no Deployment with the label {}", LABELS.join(" or ")));
     }
     let namespace = object.namespace().unwrap_or_default();
     let watching: Vec<_> = all.iter().filter(|operator| operator.watches(&namespace)).collect();
@@ -205,7 +208,7 @@ pub fn health_for(operators: &Lookup<Vec<Operator>>, object: &MoneyGoCredential,
     if operator.ready_replicas == 0 {
         return Health::Ill(format!("the Deployment {} has no ready replica", operator.place()));
     }
-    operator.leaderless(now).map_or(Health::Well, Health::Ill)
+    operator.leaderless(time.now(), time.clocks_differ).map_or(Health::Well, Health::Ill)
 }
 
 #[cfg(test)]
@@ -240,14 +243,22 @@ mod tests {
         assert_eq!(lease.namespace, "other");
     }
 
+    /// A `nameOverride` changes the other one.
+    #[test]
+    fn the_chart_sets_a_label_that_is_looked_for_whatever_its_name() {
+        let labels = include_str!("../../../charts/moneygo-operator/templates/_helpers.tpl");
+        let (key, value) = LABELS[0].split_once('=').unwrap();
+        assert!(labels.contains(&format!("\"{key}\" \"{value}\"")));
+    }
+
     #[test]
     fn who_leads() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let mut seen = operator(&["--leader-elect", "--leader-elect-lease-name=x"]);
-        assert_eq!(seen.leaderless(now), None, "it was not looked at");
+        assert_eq!(seen.leaderless(now, SignedDuration::from_secs(30)), None, "it was not looked at");
         let mut held = |held| {
             seen.lease = Some(LeaseFacts { namespace: "system".to_owned(), name: "x".to_owned(), held });
-            seen.leaderless(now)
+            seen.leaderless(now, SignedDuration::from_secs(30))
         };
         let at = |secs: i64, holder: &str| {
             let renewed_at = Some(Timestamp::from_second(1_000_000 - secs).unwrap());

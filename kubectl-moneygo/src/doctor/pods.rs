@@ -3,6 +3,9 @@
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use kube::ResourceExt as _;
 
+/// More Pods of a namespace are not looked at.
+pub const PODS_MAX: usize = 5_000;
+
 /// One way in which one Pod uses one Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Use {

@@ -143,14 +143,16 @@ pub fn on_a_terminal(stage: &Stage, args: &[&str], variables: &[(&str, &str)]) -
     String::from_utf8_lossy(&printed).into_owned()
 }
 
-/// The Deployment as the chart makes it. No controller makes Pods of it: the operator is the stage's process.
+/// The Deployment as the chart makes it with a `nameOverride`. No controller makes Pods of it: the operator is the stage's process.
 pub async fn deploy(stage: &Stage, name: &str, args: &[&str], ready: i32) {
-    let labels = json!({"app.kubernetes.io/name": "moneygo-operator", "app.kubernetes.io/instance": name});
+    let selected = json!({"app.kubernetes.io/name": "tokens", "app.kubernetes.io/instance": name});
+    let mut labels = selected.clone();
+    labels["app.kubernetes.io/part-of"] = json!("moneygo-operator");
     let all: Vec<_> = args.iter().copied().chain(["--leader-elect"]).collect();
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": labels},
         "spec": {
-            "replicas": 1, "selector": {"matchLabels": labels},
+            "replicas": 1, "selector": {"matchLabels": selected},
             "template": {"metadata": {"labels": labels}, "spec": {
                 "serviceAccountName": "moneygo-operator",
                 "containers": [{"name": "operator", "image": "moneygo-operator", "args": all}],

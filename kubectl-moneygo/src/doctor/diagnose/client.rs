@@ -1,6 +1,5 @@
 //! The client's Secret, and what the endpoint said of it.
 
-use kube::ResourceExt as _;
 use moneygo_operator::crd::{Reason, Resolved};
 
 use super::Walk;
@@ -77,12 +76,8 @@ impl Walk<'_> {
     }
 
     fn shared_credentials(&self, name: &str, findings: &mut Vec<Finding>) {
-        let Lookup::Found(others) = &self.facts.others else { return };
-        let same: Vec<_> = others
-            .iter()
-            .filter(|other| other.spec.credentials_ref.name == name)
-            .map(|other| format!("\"{}\"", other.name_any()))
-            .collect();
+        let same = self.others().filter(|other| other.credentials == name);
+        let same: Vec<_> = same.map(|other| format!("\"{}\"", other.contender.name)).collect();
         if !same.is_empty() {
             findings.push(Finding::new(
                 Severity::Warning,
@@ -98,7 +93,10 @@ impl Walk<'_> {
     pub(super) fn endpoint(&self, findings: &mut Vec<Finding>) {
         let Some((reason, message)) = self.failure() else { return };
         let secret = &self.facts.object.spec.credentials_ref.name;
-        let check = format!("kubectl moneygo check -n {} {}", self.namespace, self.name);
+        // It takes the URL from the Deployment, as long as it finds the same one.
+        let place = self.facts.operator_namespace.as_deref();
+        let place = place.map_or_else(String::new, |place| format!(" --operator-namespace {place}"));
+        let check = format!("kubectl moneygo check -n {} {}{place}", self.namespace, self.name);
         let (cause, remedy) = match reason {
             Reason::InvalidClient => (
                 Cause::ClientRejected,

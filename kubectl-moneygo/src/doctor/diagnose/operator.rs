@@ -1,12 +1,12 @@
 //! The cluster, the namespace and the operator.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ObjectMeta};
 use moneygo_operator::crd::annotation;
 
 use super::Walk;
-use crate::doctor::facts::Lookup;
+use crate::doctor::facts::{EVENTS, Lookup};
 use crate::doctor::finding::{Cause, Finding, Severity};
-use crate::doctor::operators::{LABEL, Operator};
+use crate::doctor::operators::{LABELS, Operator};
 use crate::words;
 
 /// So long an operator may take for a look at an object.
@@ -68,7 +68,7 @@ impl Walk<'_> {
             findings.push(Finding::new(
                 severity,
                 Cause::OperatorMissing,
-                format!("no Deployment of an operator was found (label {LABEL})"),
+                format!("no Deployment of an operator was found (label {})", LABELS.join(" or ")),
                 "nobody asks for tokens, unless an operator runs without its chart",
                 "helm install moneygo-operator charts/moneygo-operator --namespace moneygo-system --create-namespace",
             ));
@@ -154,7 +154,7 @@ impl Walk<'_> {
                         )
                     },
                 ));
-            } else if let Some(why) = operator.leaderless(self.facts.now) {
+            } else if let Some(why) = operator.leaderless(self.facts.now, self.facts.clocks_differ) {
                 findings.push(Finding::new(
                     self.grave(),
                     Cause::NobodyLeads,
@@ -172,12 +172,15 @@ impl Walk<'_> {
     fn may_not(&self, operator: &Operator, findings: &mut Vec<Finding>) {
         let account = format!("{}/{}", operator.namespace, operator.service_account);
         let rights = self.facts.rights.iter().filter(|right| right.account == account);
-        let (mut missing, mut unknown) = (Vec::new(), None);
+        let (mut missing, mut unknown, mut severity) = (Vec::new(), None, Severity::Warning);
         for right in rights {
             match &right.allowed {
                 Lookup::Found(true) => {}
                 Lookup::Found(false) | Lookup::Missing => {
                     missing.push(format!("{} {} in {}", right.verb, right.resource, right.namespace));
+                    if right.resource != EVENTS {
+                        severity = Severity::Error;
+                    }
                 }
                 Lookup::Unknown(why) => unknown = Some(why),
             }
@@ -187,7 +190,7 @@ impl Walk<'_> {
         }
         if !missing.is_empty() {
             findings.push(Finding::new(
-                Severity::Error,
+                severity,
                 Cause::OperatorMayNot,
                 format!("the operator's account {account} may not {}", missing.join(", ")),
                 "it cannot read the credentials, write the token, or say what it did",
@@ -229,8 +232,9 @@ impl Walk<'_> {
         let asked = metadata.annotations.as_ref().and_then(|all| all.get(annotation::REFRESH_REQUESTED));
         let waits = asked.is_some() && asked != status.last_handled_refresh.as_ref();
         if waits && self.failure().is_none() && self.facts.object.spec.suspend != Some(true) {
-            let since = asked.and_then(|value| value.parse().ok());
-            if age(since) > ANSWER_SECS {
+            // The value is what somebody chose, as the output of date(1).
+            let since = requested(metadata).or_else(|| asked.and_then(|value| value.parse().ok()));
+            if age(since.or_else(|| changed(metadata))) > ANSWER_SECS {
                 findings.push(Finding::new(
                     Severity::Warning,
                     Cause::RefreshUnanswered,
@@ -269,6 +273,15 @@ fn created(metadata: &ObjectMeta) -> Option<jiff::Timestamp> {
 fn changed(metadata: &ObjectMeta) -> Option<jiff::Timestamp> {
     let writes = metadata.managed_fields.iter().flatten().filter(|entry| entry.subresource.is_none());
     writes.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max().or_else(|| created(metadata))
+}
+
+/// When whoever owns the refresh annotation wrote the object last.
+fn requested(metadata: &ObjectMeta) -> Option<jiff::Timestamp> {
+    let annotation = format!("f:{}", annotation::REFRESH_REQUESTED);
+    let path = ["f:metadata", "f:annotations", annotation.as_str()];
+    let owns = |fields: &FieldsV1| path.iter().try_fold(&fields.0, |at, key| at.get(key)).is_some();
+    let writes = metadata.managed_fields.iter().flatten().filter(|entry| entry.fields_v1.as_ref().is_some_and(owns));
+    writes.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max()
 }
 
 fn list(names: &[String]) -> String {

@@ -1,14 +1,21 @@
 //! The token's Secret, and the token in it.
 
+use jiff::SignedDuration;
 use kube::ResourceExt as _;
-use moneygo_operator::crd::{MoneyGoCredential, Reason, Resolved, annotation};
-use moneygo_operator::secret::{self, Claim, Contender, Facts as Meta, Owner, Seal, winner};
+use moneygo_operator::crd::{MoneyGoCredentialStatus, Reason, Resolved, annotation};
+use moneygo_operator::secret::{self, Claim, Facts as Meta, Owner, Seal, winner};
 
 use super::Walk;
-use crate::doctor::facts::{Lookup, Target};
+use crate::doctor::facts::{Lookup, Neighbour, Target};
 use crate::doctor::finding::{Cause, Finding, Severity};
 use crate::life;
 use crate::words;
+
+/// So long a refresh may be late while nothing is said to have failed.
+const UNTOLD: SignedDuration = SignedDuration::from_mins(1);
+/// What no object's status tells.
+const ENDPOINT_DOWN: &str = "where nothing is, the endpoint may be down for everyone, or the queue before it long: look for EndpointDown in the \
+                             operator's log, and at its moneygo_token_endpoint_up and moneygo_token_requests_waiting";
 
 impl Walk<'_> {
     pub(super) fn target(&self, spec: &Resolved, findings: &mut Vec<Finding>) {
@@ -40,25 +47,18 @@ impl Walk<'_> {
         self.refused_writes(spec, findings);
     }
 
-    fn rivals(&self, spec: &Resolved) -> Vec<&MoneyGoCredential> {
-        let others = self.facts.others.found().into_iter().flatten();
-        others.filter(|other| other.target_name() == spec.target).collect()
+    fn rivals(&self, spec: &Resolved) -> Vec<&Neighbour> {
+        self.others().filter(|other| other.target == spec.target).collect()
     }
 
-    fn rivalry(&self, spec: &Resolved, rivals: &[&MoneyGoCredential]) -> Finding {
-        let all = rivals.iter().copied().chain([&self.facts.object]);
-        let contenders: Vec<_> = all
-            .map(|object| Contender {
-                name: object.name_any(),
-                uid: object.uid().unwrap_or_default(),
-                created: object.creation_timestamp().map(|time| time.0),
-                sound: object.resolve().is_ok(),
-            })
-            .collect();
+    fn rivalry(&self, spec: &Resolved, rivals: &[&Neighbour]) -> Finding {
+        let own = Neighbour::of(&self.facts.object);
+        let all = rivals.iter().copied().chain([&own]);
+        let contenders: Vec<_> = all.map(|object| object.contender.clone()).collect();
         let metadata = self.facts.target.found().map(|target| Meta::of(&target.metadata));
         let writes = winner(&contenders, metadata.as_ref()).map(|one| one.name.clone()).unwrap_or_default();
         let is_ours = writes == self.name;
-        let names: Vec<_> = rivals.iter().map(|rival| format!("\"{}\"", rival.name_any())).collect();
+        let names: Vec<_> = rivals.iter().map(|rival| format!("\"{}\"", rival.contender.name)).collect();
         Finding::new(
             if is_ours { Severity::Warning } else { Severity::Error },
             Cause::TargetRival,
@@ -85,7 +85,7 @@ impl Walk<'_> {
     }
 
     /// What the operator says of a Secret that the user may not read.
-    fn target_by_hearsay(&self, rivals: &[&MoneyGoCredential], findings: &mut Vec<Finding>) {
+    fn target_by_hearsay(&self, rivals: &[&Neighbour], findings: &mut Vec<Finding>) {
         let Some((reason, message)) = self.failure() else { return };
         let cause = match reason {
             Reason::TargetConflict if rivals.is_empty() => Cause::TargetForeign,
@@ -102,8 +102,7 @@ impl Walk<'_> {
             name: self.name.clone(),
             uid: self.facts.object.uid().unwrap_or_default(),
         };
-        let others = self.facts.others.found();
-        let is_live = |uid: &str| others.into_iter().flatten().any(|other| other.metadata.uid.as_deref() == Some(uid));
+        let is_live = |uid: &str| self.others().any(|other| other.contender.uid == uid);
         if secret::claim(&metadata, &owner, is_live) == Claim::Foreign {
             if !contested {
                 findings.push(self.foreign(spec, &metadata));
@@ -219,15 +218,25 @@ impl Walk<'_> {
                 "calls with it get 401",
                 format!("mend what is above; then {refresh}"),
             ));
-        } else if life::is_overdue(&status, now) && self.facts.object.spec.suspend != Some(true) {
+        } else if self.is_overdue(&status) && self.facts.object.spec.suspend != Some(true) {
             let (refresh_at, expires_at) = (status.refresh_at.unwrap_or(now), status.expires_at.unwrap_or(now));
             findings.push(Finding::new(
                 Severity::Warning,
                 Cause::RefreshOverdue,
                 format!("the token should have been replaced {}", words::from_now(refresh_at, now)),
                 format!("it ends {}", words::from_now(expires_at, now)),
-                format!("mend what is above; then {refresh}"),
+                if self.failure().is_some() {
+                    format!("mend what is above; then {refresh}")
+                } else {
+                    format!("mend what is above; {ENDPOINT_DOWN}")
+                },
             ));
         }
+    }
+
+    /// In an outage no request is made, so that none fails: then the status tells of nothing but the time that has passed.
+    fn is_overdue(&self, status: &MoneyGoCredentialStatus) -> bool {
+        let late = status.refresh_at.is_some_and(|at| self.facts.now.duration_since(at) > UNTOLD);
+        life::is_overdue(status, self.facts.now) || (late && self.failure().is_none())
     }
 }

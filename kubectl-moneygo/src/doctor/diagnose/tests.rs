@@ -2,13 +2,14 @@
 //! `tests/cluster`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use moneygo_operator::crd::MoneyGoCredential;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::doctor::facts::{Credentials, KeyState, Lookup, Right, Target};
+use crate::doctor::facts::{Credentials, KeyState, Lookup, Neighbour, Right, Target};
 use crate::doctor::operators::{Held, LeaseFacts, Operator};
 use crate::doctor::pods::{How, Use};
 
@@ -81,16 +82,28 @@ fn healthy() -> Facts {
     };
     Facts {
         now: at(1000),
+        clocks_differ: SignedDuration::from_secs(30),
         object: parse(object("a")),
         served_versions: Lookup::Found(vec!["v1alpha1".to_owned()]),
         namespace_ends: Lookup::Found(false),
         credentials: Lookup::Found(Credentials { id: KeyState::Good, secret: KeyState::Good, keys: Vec::new() }),
         target: Lookup::Found(target()),
-        others: Lookup::Found(Vec::new()),
+        neighbours: Lookup::Found(Arc::from([])),
         uses: Lookup::Found(vec![mounted("a", files(&[], false))]),
+        pods_left_out: false,
         operators: Lookup::Found(vec![operator()]),
-        rights: vec![right],
+        operator_namespace: None,
+        rights: Arc::from([right]),
     }
+}
+
+fn neighbours(all: &[MoneyGoCredential]) -> Lookup<Arc<[Neighbour]>> {
+    Lookup::Found(all.iter().map(Neighbour::of).collect())
+}
+
+fn forbid(facts: &mut Facts, resource: &'static str) {
+    let right = facts.rights[0].clone();
+    facts.rights = Arc::from([Right { resource, allowed: Lookup::Found(false), ..right }]);
 }
 
 fn causes(change: impl FnOnce(&mut Facts)) -> Vec<(Severity, Cause)> {
@@ -153,11 +166,79 @@ fn the_operator_and_what_is_around_it() {
         || Some(LeaseFacts { namespace: "system".into(), name: "l".into(), held: Lookup::Found(Held::default()) });
     assert_eq!(causes(|f| the_operator(f, |o| o.lease = nobody())), [(Warning, C::NobodyLeads)]);
     assert_eq!(causes(|f| f.operators = Lookup::Found(vec![operator(), operator()])), [(Warning, C::TwoOperators)]);
-    assert_eq!(causes(|f| f.rights[0].allowed = Lookup::Found(false)), [(Error, C::OperatorMayNot)]);
+    assert_eq!(causes(|f| forbid(f, "secrets")), [(Error, C::OperatorMayNot)]);
+    assert_eq!(causes(|f| forbid(f, "events")), [(Warning, C::OperatorMayNot)], "tokens come without events");
     assert_eq!(causes(|f| status(f, &json!({"status": null}))), [(Error, C::NeverLookedAt)]);
     assert_eq!(causes(|f| status(f, &json!({"metadata": {"generation": 2}}))), [(Warning, C::StatusBehind)]);
     let asked = json!({"metadata": {"annotations": {"money-go.com/refresh-requested": at(0).to_string()}}});
     assert_eq!(causes(|f| status(f, &asked)), [(Warning, C::RefreshUnanswered)]);
+}
+
+/// As `kubectl annotate mgc a money-go.com/refresh-requested="$(date)"` sets it.
+#[test]
+fn a_refresh_request_that_is_no_time_is_given_time() {
+    let fields = json!({"f:metadata": {"f:annotations": {"f:money-go.com/refresh-requested": {}}}});
+    let asked = |secs: i64| {
+        json!({"metadata": {
+            "annotations": {"money-go.com/refresh-requested": "Fri Jan 15 08:00:00 UTC 2027"},
+            "managedFields": [
+                {"manager": "kubectl-annotate", "time": at(secs), "fieldsType": "FieldsV1", "fieldsV1": fields},
+                {"manager": "helm", "time": at(10), "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {}}},
+            ],
+        }})
+    };
+    assert_eq!(causes(|f| status(f, &asked(950))), []);
+    assert_eq!(causes(|f| status(f, &asked(930))), [(Warning, C::RefreshUnanswered)]);
+    let unowned = |secs: i64| {
+        let mut asked = asked(secs);
+        asked["metadata"]["managedFields"][0]["fieldsV1"] = json!({"f:spec": {}});
+        asked
+    };
+    assert_eq!(causes(|f| status(f, &unowned(950))), [], "the object was changed a moment ago");
+    assert_eq!(causes(|f| status(f, &unowned(930))), [(Warning, C::RefreshUnanswered)]);
+}
+
+/// In an outage the status of an object whose token lives tells of no failure.
+#[test]
+fn a_refresh_that_is_late_with_no_failure_hints_at_an_outage() {
+    let late = |f: &mut Facts, secs: i64| {
+        f.now = at(2000 + secs);
+        the_operator(f, |o| o.lease = None);
+    };
+    assert_eq!(causes(|f| late(f, 60)), []);
+    assert_eq!(causes(|f| late(f, 61)), [(Warning, C::RefreshOverdue)]);
+    let mut facts = healthy();
+    late(&mut facts, 61);
+    let remedy = &diagnose(&facts)[0].remedy;
+    assert!(remedy.contains("EndpointDown") && remedy.contains("moneygo_token_endpoint_up"), "{remedy}");
+    let fails = causes(|f| {
+        late(f, 61);
+        fails(f, "RateLimited", "True");
+    });
+    assert_eq!(fails, [(Warning, C::RateLimited)], "what failed tells enough");
+}
+
+/// The API server's clock is ahead of the leader's, or behind it, by no more than is allowed for.
+#[test]
+fn a_leader_is_judged_with_what_clocks_may_differ() {
+    let judged = |secs: i64, differ: i64| {
+        causes(|f| {
+            f.now = at(990 + secs);
+            f.clocks_differ = SignedDuration::from_secs(differ);
+        })
+    };
+    assert_eq!(judged(46, 30), [(Warning, C::NobodyLeads)]);
+    assert_eq!(judged(46, 300), []);
+    assert_eq!(judged(316, 300), [(Warning, C::NobodyLeads)]);
+}
+
+#[test]
+fn a_check_that_is_advised_looks_for_the_operator_in_the_same_place() {
+    let mut facts = healthy();
+    fails(&mut facts, "InvalidClient", "True");
+    assert!(diagnose(&facts)[0].remedy.ends_with("kubectl moneygo check -n n a"));
+    facts.operator_namespace = Some("system".to_owned());
+    assert!(diagnose(&facts)[0].remedy.ends_with("kubectl moneygo check -n n a --operator-namespace system"));
 }
 
 #[test]
@@ -190,7 +271,7 @@ fn the_client() {
             other
         })
     };
-    assert_eq!(causes(|f| f.others = Lookup::Found(vec![same()])), [(Warning, C::CredentialsShared)]);
+    assert_eq!(causes(|f| f.neighbours = neighbours(&[same()])), [(Warning, C::CredentialsShared)]);
     for (reason, cause) in [
         ("InvalidClient", C::ClientRejected),
         ("RequestRejected", C::RequestRejected),
@@ -222,14 +303,14 @@ fn the_token() {
     let rival = |name: &str| {
         let mut other = object(name);
         merge(&mut other, &json!({"spec": {"target": {"name": "a"}}}));
-        Lookup::Found(vec![parse(other)])
+        neighbours(&[parse(other)])
     };
-    assert_eq!(causes(|f| f.others = rival("b")), [(Warning, C::TargetRival)], "the Secret names this object");
+    assert_eq!(causes(|f| f.neighbours = rival("b")), [(Warning, C::TargetRival)], "the Secret names this object");
     assert_eq!(
         causes(|f| {
             status(f, &json!({"metadata": {"creationTimestamp": at(500)}}));
             f.target = Lookup::Missing;
-            f.others = rival("b");
+            f.neighbours = rival("b");
         })[0],
         (Error, C::TargetRival),
         "the other is older"
@@ -242,6 +323,11 @@ fn the_token() {
 fn the_pods() {
     let uses = |one: Use| causes(|f| f.uses = Lookup::Found(vec![one]));
     assert_eq!(causes(|f| f.uses = Lookup::Found(Vec::new())), [(Note, C::NoPodUses)]);
+    let of_very_many = |f: &mut Facts| {
+        f.uses = Lookup::Found(Vec::new());
+        f.pods_left_out = true;
+    };
+    assert_eq!(causes(of_very_many), [(Unchecked, C::Unchecked)], "one that was not looked at may use it");
     assert_eq!(uses(mounted("a", files(&["access_token"], true))), [(Warning, C::PodSubPath)]);
     assert_eq!(uses(mounted("a", How::AllVariables)), [(Warning, C::PodVariable)]);
     assert_eq!(uses(mounted("a", files(&["token"], false))), [(Error, C::PodKeyMissing)]);
@@ -258,10 +344,10 @@ fn what_may_not_be_seen_is_told_and_the_operators_word_taken() {
         f.namespace_ends = Lookup::Unknown(no.into());
         f.credentials = Lookup::Unknown(no.into());
         f.target = Lookup::Unknown(no.into());
-        f.others = Lookup::Unknown(no.into());
+        f.neighbours = Lookup::Unknown(no.into());
         f.uses = Lookup::Unknown(no.into());
         f.operators = Lookup::Unknown(no.into());
-        f.rights = Vec::new();
+        f.rights = Arc::from([]);
     };
     let unchecked = causes(blind);
     assert_eq!(unchecked.len(), 6);

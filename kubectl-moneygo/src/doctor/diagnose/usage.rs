@@ -7,7 +7,7 @@ use moneygo_operator::crd::Resolved;
 use super::Walk;
 use crate::doctor::facts::Lookup;
 use crate::doctor::finding::{Cause, Finding, Severity};
-use crate::doctor::pods::{How, Use};
+use crate::doctor::pods::{How, PODS_MAX, Use};
 
 /// So many Pods are named; of the rest, their number.
 const NAMED: usize = 3;
@@ -50,7 +50,10 @@ impl Walk<'_> {
                 "mount the Secret as files, or let a reloader restart the Pod: its annotation goes into spec.target.annotations",
             ));
         }
-        if token.is_empty() {
+        if self.facts.pods_left_out {
+            let why = format!("the namespace has more than {PODS_MAX}: whether one of them uses the token is unknown");
+            findings.push(Finding::unchecked("all Pods", &why));
+        } else if token.is_empty() {
             findings.push(Finding::new(
                 Severity::Note,
                 Cause::NoPodUses,
