@@ -119,9 +119,9 @@ pub struct Which {
 pub struct RefreshArgs {
     #[command(flatten)]
     pub which: Which,
-    /// How long to wait for the answer, as in 30s or 2m.
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
-    pub timeout: Duration,
+    /// How long to wait for the answers, as in 30s or 2m; 1m and a second more for each 10 objects where it is not given.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
     #[command(flatten)]
     pub operator: OperatorArgs,
 }
@@ -176,10 +176,10 @@ pub struct CheckArgs {
     /// The scope to ask for; the object's, or api, where it is not given.
     #[arg(long)]
     pub scope: Option<String>,
-    /// Where the token is asked for.
+    /// Where the token is asked for. Of an object or a Secret, where the operator's Deployment asks; else, and where
+    /// there is no such Deployment, https://api.money-go.com/token.
     #[arg(long, value_name = "URL", env = "MONEYGO_TOKEN_URL", hide_env_values = true)]
-    #[arg(default_value = "https://api.money-go.com/token")]
-    pub token_url: String,
+    pub token_url: Option<String>,
     /// Accept a plain http URL on any host. The client secret then crosses the network in the clear.
     #[arg(long)]
     pub allow_insecure_token_url: bool,
@@ -192,6 +192,8 @@ pub struct CheckArgs {
     /// Print the token alone on standard output, in the clear.
     #[arg(long)]
     pub show_token: bool,
+    #[command(flatten)]
+    pub operator: OperatorArgs,
 }
 
 /// The longest that is waited for anything.

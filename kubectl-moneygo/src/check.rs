@@ -1,5 +1,7 @@
 //! The command `check`: one grant, from here, with the operator's own client of the endpoint.
 
+mod endpoint;
+
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
@@ -15,8 +17,9 @@ use moneygo_operator::token::{
 use crate::args::{CheckArgs, ClusterArgs};
 use crate::cluster::{self, Cluster};
 use crate::doctor::facts::KeyState;
-use crate::terminal::{Colour, Look};
+use crate::terminal::{Colour, Look, tell};
 use crate::{Verdict, words};
+use endpoint::Endpoint;
 
 /// Where the client secret may come from, beside a file and a Secret.
 const SECRET_VARIABLE: &str = "MONEYGO_CLIENT_SECRET";
@@ -31,27 +34,31 @@ struct Trial {
     scope: String,
     /// In words.
     source: String,
+    endpoint: Endpoint,
 }
 
 /// Tries the grant.
 pub async fn run(args: &ClusterArgs, wanted: &CheckArgs) -> anyhow::Result<Verdict> {
-    let config = TokenClientConfig {
-        url: wanted.token_url.clone(),
-        allow_insecure: wanted.allow_insecure_token_url,
-        ca_file: wanted.token_ca_file.clone(),
-        timeout: wanted.token_timeout,
-    };
-    let client = TokenClient::new(&config, Clock::SYSTEM)?;
     let look = Look::of_stderr();
     let trial = match trial(args, wanted).await? {
         Ok(trial) => trial,
         Err(unusable) => return Ok(refuse(look, &unusable)),
     };
-    eprintln!("Asking for a token with {}, scope \"{}\".", trial.source, trial.scope);
+    let config = TokenClientConfig {
+        url: trial.endpoint.url.clone(),
+        allow_insecure: wanted.allow_insecure_token_url,
+        ca_file: wanted.token_ca_file.clone(),
+        timeout: wanted.token_timeout,
+    };
+    let client = TokenClient::new(&config, Clock::SYSTEM).with_context(|| trial.endpoint.whose.clone())?;
+    if let Some(warning) = &trial.endpoint.warning {
+        tell(&format!("{} {warning}", look.paint(Colour::Doubtful, "warning:")));
+    }
+    tell(&format!("Asking {} for a token with {}, scope \"{}\".", trial.endpoint.words(), trial.source, trial.scope));
     match client.request(&trial.credentials, &trial.scope).await {
         Ok(grant) => {
             let (good, _) = look.either(("✓", ""), ("ok", ""));
-            eprintln!("{} {}", look.paint(Colour::Good, good), granted(&grant));
+            tell(&format!("{} {}", look.paint(Colour::Good, good), granted(&grant)));
             if wanted.show_token {
                 show(&grant.token)?;
             }
@@ -63,7 +70,7 @@ pub async fn run(args: &ClusterArgs, wanted: &CheckArgs) -> anyhow::Result<Verdi
 
 fn refuse(look: Look, why: &str) -> Verdict {
     let bad = look.either("✗", "FAILED");
-    eprintln!("{} {why}", look.paint(Colour::Bad, bad));
+    tell(&format!("{} {why}", look.paint(Colour::Bad, bad)));
     Verdict::Unwell
 }
 
@@ -107,17 +114,18 @@ async fn trial(args: &ClusterArgs, wanted: &CheckArgs) -> anyhow::Result<Result<
         let secret = given_secret(wanted.client_secret_file.as_deref())?;
         let scope = wanted.scope.clone().unwrap_or_else(|| SCOPE.to_owned());
         let credentials = ClientCredentials::new(id.clone(), secret);
-        return Ok(Ok(Trial { credentials, scope, source: "the client that was given".to_owned() }));
+        let endpoint = Endpoint::given(wanted.token_url.as_deref());
+        return Ok(Ok(Trial { credentials, scope, source: "the client that was given".to_owned(), endpoint }));
     }
     let cluster = Cluster::connect(args).await?;
+    if cluster.everywhere {
+        bail!("a name belongs to one namespace: give -n");
+    }
     let (name, id_key, secret_key, scope) = match (&wanted.from_secret, &wanted.name) {
         (Some(secret), _) => {
             (secret.clone(), wanted.client_id_key.clone(), wanted.client_secret_key.clone(), SCOPE.to_owned())
         }
         (None, name) => {
-            if cluster.everywhere {
-                bail!("a name belongs to one namespace: give -n");
-            }
             let found = cluster.find(name.as_deref(), None).await?;
             let object = found.first().context("there is no such MoneyGoCredential")?;
             let reference = object.spec.credentials_ref.clone();
@@ -140,7 +148,15 @@ async fn trial(args: &ClusterArgs, wanted: &CheckArgs) -> anyhow::Result<Result<
     };
     let values = value(&secret, &id_key).and_then(|id| Ok((id, value(&secret, &secret_key)?)));
     let source = format!("the client in the Secret \"{name}\"");
-    Ok(values.map(|(id, secret)| Trial { credentials: ClientCredentials::new(id, secret), scope, source }))
+    let (id, secret) = match values {
+        Ok(values) => values,
+        Err(unusable) => return Ok(Err(unusable)),
+    };
+    let endpoint = match &wanted.token_url {
+        Some(url) => Endpoint::given(Some(url)),
+        None => Endpoint::of_operators(&cluster, wanted.operator.operator_namespace.as_deref()).await?,
+    };
+    Ok(Ok(Trial { credentials: ClientCredentials::new(id, secret), scope, source, endpoint }))
 }
 
 /// As the operator takes it: text, with no white space at an end.
@@ -156,28 +172,33 @@ fn value(secret: &Secret, key: &str) -> Result<String, String> {
 }
 
 fn given_secret(file: Option<&Path>) -> anyhow::Result<String> {
-    let mut text = String::new();
-    match file {
-        Some(path) if path == Path::new("-") => {
-            std::io::stdin().take(SECRET_BYTES_MAX).read_to_string(&mut text).context("cannot read standard input")?;
-        }
+    let text = match file {
+        Some(path) if path == Path::new("-") => whole(std::io::stdin()).context("cannot read standard input")?,
         Some(path) => {
             let unreadable = || format!("cannot read {}", path.display());
-            let file = std::fs::File::open(path).with_context(unreadable)?;
-            file.take(SECRET_BYTES_MAX).read_to_string(&mut text).with_context(unreadable)?;
+            whole(std::fs::File::open(path).with_context(unreadable)?).with_context(unreadable)?
         }
-        None => {
-            text = std::env::var(SECRET_VARIABLE).map_err(|_| {
-                anyhow!("there is no client secret: give --client-secret-file FILE (- for standard input), or set {SECRET_VARIABLE}")
-            })?;
-        }
-    }
+        None => std::env::var(SECRET_VARIABLE).map_err(|_| {
+            anyhow!("there is no client secret: give --client-secret-file FILE (- for standard input), or set {SECRET_VARIABLE}")
+        })?,
+    };
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
     if line.is_empty() {
         bail!("the client secret is empty");
     }
     Ok(line.to_owned())
+}
+
+/// All of it, or nothing: half a client secret is a wrong one.
+fn whole(source: impl std::io::Read) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    source.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > SECRET_BYTES_MAX {
+        bail!("it is longer than {} KiB: that is no client secret", SECRET_BYTES_MAX / 1024);
+    }
+    // The error would hold the bytes.
+    String::from_utf8(bytes).map_err(|_| anyhow!("it is not UTF-8 text"))
 }
 
 #[cfg(test)]
@@ -188,5 +209,13 @@ mod tests {
     fn little_of_a_token_is_shown() {
         assert_eq!(masked(&"abcdefgh".repeat(4)), "abcd… (32 characters)");
         assert_eq!(masked(&"a".repeat(31)), "… (31 characters)");
+    }
+
+    #[test]
+    fn a_client_secret_is_read_whole_or_not_at_all() {
+        let longest = "a".repeat(64 * 1024);
+        assert_eq!(whole(longest.as_bytes()).unwrap(), longest);
+        assert!(whole(format!("{longest}a").as_bytes()).unwrap_err().to_string().contains("64 KiB"));
+        assert!(whole(&b"\xff"[..]).unwrap_err().to_string().contains("UTF-8"));
     }
 }

@@ -1,5 +1,7 @@
 //! The cluster: a client from the kubeconfig, the objects that a command is about, and errors for people.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -111,7 +113,8 @@ impl Cluster {
             bail!("names belong to one namespace: give -n, or --all or -l with -A");
         }
         let mut found = Vec::new();
-        for name in &which.names {
+        let mut named = BTreeSet::new();
+        for name in which.names.iter().filter(|name| named.insert(*name)) {
             found.extend(self.find(Some(name), None).await?);
         }
         Ok(found)
@@ -136,9 +139,21 @@ async fn config(args: &ClusterArgs) -> anyhow::Result<Config> {
         return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error));
     }
     match Config::from_kubeconfig(&options).await {
-        Err(_) if args.context.is_none() && Config::incluster().is_ok() => Ok(Config::incluster()?),
+        Err(error) if args.context.is_none() && is_absent(&error, std::env::var_os("KUBECONFIG").as_deref()) => {
+            Config::incluster().map_err(|_| unusable(&error))
+        }
         found => found.map_err(|error| unusable(&error)),
     }
+}
+
+/// Whether nobody gave a kubeconfig. One that is given and cannot be used is not passed over: in a Pod the Pod's own account would act.
+fn is_absent(error: &KubeconfigError, variable: Option<&OsStr>) -> bool {
+    let is_missing = match error {
+        KubeconfigError::FindPath => true,
+        KubeconfigError::ReadConfig(error, _) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    };
+    is_missing && variable.is_none_or(OsStr::is_empty)
 }
 
 /// Of a kubeconfig that is no YAML, the parser would show a part, and there are credentials in it.
@@ -249,5 +264,17 @@ mod tests {
         assert_eq!((time.ahead, time.clocks_differ), (SignedDuration::from_mins(7), SERVERS_DIFFER));
         let time = Time::since(None, here);
         assert_eq!((time.ahead, time.clocks_differ), (SignedDuration::ZERO, CLOCKS_DIFFER));
+    }
+
+    #[test]
+    fn a_kubeconfig_that_is_given_is_not_passed_over() {
+        let missing = || KubeconfigError::ReadConfig(std::io::ErrorKind::NotFound.into(), "config".into());
+        let given = Some(OsStr::new("config"));
+        assert!(is_absent(&missing(), None) && is_absent(&missing(), Some(OsStr::new(""))));
+        assert!(is_absent(&KubeconfigError::FindPath, None));
+        assert!(!is_absent(&missing(), given) && !is_absent(&KubeconfigError::FindPath, given));
+        let unreadable = KubeconfigError::ReadConfig(std::io::ErrorKind::PermissionDenied.into(), "config".into());
+        assert!(!is_absent(&unreadable, None), "it is there");
+        assert!(!is_absent(&KubeconfigError::CurrentContextNotSet, None), "it is there");
     }
 }

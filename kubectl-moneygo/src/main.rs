@@ -15,6 +15,8 @@
 //!
 //! No output holds a client secret or a token; `check --show-token` alone shows the one that it was given.
 
+#![deny(clippy::print_stderr, clippy::print_stdout, reason = "they panic on a pipe that nobody reads")]
+
 mod args;
 mod check;
 mod cluster;
@@ -66,7 +68,7 @@ fn complain(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error:#}");
+    terminal::tell(&format!("error: {error:#}"));
     ExitCode::from(COULD_NOT)
 }
 

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
 use kube::ResourceExt as _;
 use kube::api::DynamicObject;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use moneygo_operator::crd::{MoneyGoCredential, annotation};
+use moneygo_operator::crd::{MoneyGoCredential, MoneyGoCredentialStatus, annotation};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -18,16 +18,24 @@ use crate::Verdict;
 use crate::args::{ClusterArgs, RefreshArgs, Which};
 use crate::cluster::{self, Cluster, Time};
 use crate::doctor::operators::{self, Health};
-use crate::terminal::{Colour, Look, Spinner};
+use crate::terminal::{Colour, Look, Spinner, tell};
 use crate::words;
 use verdict::{Outcome, judge};
 
 /// Objects that are changed at the same time.
 const CONCURRENCY: usize = 16;
 
-/// An object that waits for its token, as it was when it was asked for.
+/// How long one object is waited for, where nobody says.
+const TIMEOUT: Duration = Duration::from_mins(1);
+/// And by how many objects a second the operator gets on: half of what its limiter allows where nobody sets it.
+const PACE: usize = 10;
+
+/// An object that waits for its token.
 struct Waiting {
+    /// As it was when the token was asked for.
     before: MoneyGoCredential,
+    /// What it said of itself when the watch saw it last.
+    status: Option<MoneyGoCredentialStatus>,
     request: String,
 }
 
@@ -54,19 +62,23 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
         return Ok(report.verdict());
     }
     for warning in absent_operators(&cluster, wanted, &objects).await {
-        eprintln!("{} {warning}", Look::of_stderr().paint(Colour::Doubtful, "warning:"));
+        tell(&format!("{} {warning}", Look::of_stderr().paint(Colour::Doubtful, "warning:")));
     }
     let (mut waiting, refused) = request(&cluster, objects).await?;
     for (key, message) in refused {
         report.tell(&key, &Outcome::Refused { message });
     }
     let events = watch(&cluster, &wanted.which);
-    follow(std::pin::pin!(events), &mut waiting, Instant::now() + wanted.timeout, &mut report).await?;
+    let timeout = wanted.timeout.unwrap_or_else(|| timeout_for(waiting.len()));
+    follow(std::pin::pin!(events), &mut waiting, Instant::now() + timeout, &mut report).await?;
     for (key, one) in &waiting {
-        let last = cluster.objects(&key.0).get(&key.1).await.map_or_else(|_| one.before.clone(), cluster::read);
-        report.tell(key, &Outcome::unanswered(&last, wanted.timeout));
+        report.tell(key, &Outcome::unanswered(one.status.as_ref(), timeout));
     }
     Ok(report.verdict())
+}
+
+fn timeout_for(objects: usize) -> Duration {
+    TIMEOUT + Duration::from_secs(u64::try_from(objects / PACE).unwrap_or(u64::MAX / 2))
 }
 
 /// Tells of each object as its answer is seen, and takes it out of those that wait. Returns when none waits, or at the deadline.
@@ -96,15 +108,16 @@ async fn follow(
 }
 
 /// What an event tells of an object that waits.
-fn answer(event: Event, waiting: &BTreeMap<Key, Waiting>) -> Option<(Key, Outcome)> {
+fn answer(event: Event, waiting: &mut BTreeMap<Key, Waiting>) -> Option<(Key, Outcome)> {
     let (object, is_gone) = match event {
         Event::Apply(object) | Event::InitApply(object) => (cluster::read(object), false),
         Event::Delete(object) => (cluster::read(object), true),
         Event::Init | Event::InitDone => return None,
     };
     let key = key(&object);
-    let one = waiting.get(&key)?;
+    let one = waiting.get_mut(&key)?;
     let outcome = if is_gone { Some(Outcome::Gone) } else { judge(&one.before, &one.request, &object) };
+    one.status = object.status;
     Some((key, outcome?))
 }
 
@@ -138,7 +151,7 @@ async fn request(cluster: &Cluster, objects: Vec<MoneyGoCredential>) -> anyhow::
         let request = cluster::now().to_string();
         let patch = json!({"metadata": {"annotations": {annotation::REFRESH_REQUESTED: request}}});
         let patched = cluster.patch(&before, patch).await;
-        (key(&before), patched.map(|_| Waiting { before, request }))
+        (key(&before), patched.map(|now| Waiting { before, status: now.status, request }))
     });
     let asked: Vec<_> = stream::iter(asking).buffer_unordered(CONCURRENCY).collect().await;
     let (mut waiting, mut refused, mut first) = (BTreeMap::new(), Vec::new(), None);
@@ -184,32 +197,54 @@ async fn absent_operators(cluster: &Cluster, wanted: &RefreshArgs, objects: &[Mo
     warnings
 }
 
-/// Sets or unsets `spec.suspend`.
+/// Sets or unsets `spec.suspend` of each. One that is refused keeps none of the others.
 pub async fn suspend(args: &ClusterArgs, which: &Which, suspend: bool) -> anyhow::Result<Verdict> {
-    let cluster = Cluster::connect(args).await?;
+    let cluster = &Cluster::connect(args).await?;
     let objects = cluster.which(which).await?;
     if objects.is_empty() {
         bail!("there is no such MoneyGoCredential");
     }
-    let cluster = &cluster;
+    let wanted = objects.len();
     let changing = objects.into_iter().map(|object| async move {
-        let was = object.spec.suspend.unwrap_or_default();
-        if was != suspend {
-            // Gone, where it is not true: as it was before anybody suspended it.
-            let value = if suspend { json!(true) } else { json!(null) };
-            cluster.patch(&object, json!({"spec": {"suspend": value}})).await?;
-        }
-        let word = match (suspend, was == suspend) {
-            (true, false) => "suspended",
-            (true, true) => "was suspended already",
-            (false, false) => "resumed",
-            (false, true) => "was not suspended",
-        };
-        anyhow::Ok(format!("{} {word}{}\n", shown(&key(&object), cluster.everywhere), stays(&object, suspend)))
+        let name = shown(&key(&object), cluster.everywhere);
+        (name, set_suspend(cluster, &object, suspend).await)
     });
-    let told: Vec<String> = stream::iter(changing).buffered(CONCURRENCY).try_collect().await?;
-    crate::status::print(&told.concat())?;
-    Ok(Verdict::Well)
+    let mut changed = stream::iter(changing).buffered(CONCURRENCY);
+    let (mut refused, bad) = (0, Look::of_stdout().either("✗", "FAILED"));
+    while let Some((name, outcome)) = changed.next().await {
+        let line = match outcome {
+            Ok(what) => format!("{name} {what}\n"),
+            Err(error) if wanted == 1 => return Err(error),
+            Err(error) => {
+                refused += 1;
+                format!("{} {name}: {error:#}\n", Look::of_stdout().paint(Colour::Bad, bad))
+            }
+        };
+        // Where nobody reads it any more, the exit code still tells.
+        let _ = crate::status::print(&line);
+    }
+    match refused {
+        0 => Ok(Verdict::Well),
+        _ if refused == wanted => bail!("none of {} could be changed", words::count(wanted, "object")),
+        _ => Ok(Verdict::Unwell),
+    }
+}
+
+/// What became of it, in words.
+async fn set_suspend(cluster: &Cluster, object: &MoneyGoCredential, suspend: bool) -> anyhow::Result<String> {
+    let was = object.spec.suspend.unwrap_or_default();
+    if was != suspend {
+        // Gone, where it is not true: as it was before anybody suspended it.
+        let value = if suspend { json!(true) } else { json!(null) };
+        cluster.patch(object, json!({"spec": {"suspend": value}})).await?;
+    }
+    let word = match (suspend, was == suspend) {
+        (true, false) => "suspended",
+        (true, true) => "was suspended already",
+        (false, false) => "resumed",
+        (false, true) => "was not suspended",
+    };
+    Ok(format!("{word}{}", stays(object, suspend)))
 }
 
 fn stays(object: &MoneyGoCredential, suspend: bool) -> String {
@@ -250,4 +285,15 @@ impl Report {
 /// For words about a wait.
 fn secs(duration: Duration) -> String {
     words::length(jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_objects_are_waited_for_longer() {
+        assert_eq!(timeout_for(1), Duration::from_mins(1));
+        assert_eq!(timeout_for(10_000), Duration::from_secs(1060));
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{ClusterArgs, Output, StatusArgs};
 use crate::cluster::{self, Cluster};
 use crate::life::{Life, State};
-use crate::terminal::{Cell, Colour, Look, columns};
+use crate::terminal::{Cell, Colour, Look, columns, tell};
 use crate::{Verdict, words};
 
 /// Shows the objects.
@@ -26,7 +26,7 @@ pub async fn run(args: &ClusterArgs, wanted: &StatusArgs) -> anyhow::Result<Verd
             } else {
                 format!("namespace {}", cluster.namespace)
             };
-            eprintln!("There is no MoneyGoCredential in {place}.");
+            tell(&format!("There is no MoneyGoCredential in {place}."));
         }
         form => {
             let view =

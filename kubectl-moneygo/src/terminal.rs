@@ -47,6 +47,11 @@ impl Look {
     }
 }
 
+/// A line to standard error, which may be a pipe that nobody reads: then there is nobody to tell.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// The few colours, by what they mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Colour {

@@ -14,9 +14,10 @@ use super::operators::Operator;
 use super::pods::Use;
 
 /// What a look ended in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub enum Lookup<T> {
     Found(T),
+    #[default]
     Missing,
     /// It could not be looked, and why.
     Unknown(String),

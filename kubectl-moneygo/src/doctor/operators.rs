@@ -15,6 +15,8 @@ use crate::cluster::Time;
 
 /// By which the chart's Deployments are found: one of them is enough. A `nameOverride` changes the second, `commonLabels` may the first.
 pub const LABELS: [&str; 2] = ["app.kubernetes.io/part-of=moneygo-operator", "app.kubernetes.io/name=moneygo-operator"];
+/// Where no flag says otherwise.
+pub const DEFAULT_TOKEN_URL: &str = "https://api.money-go.com/token";
 /// Where the flag is not given.
 const DEFAULT_LEASE: &str = "moneygo-operator";
 /// Where a Lease states none.
@@ -31,6 +33,8 @@ pub struct Operator {
     /// None: all.
     pub watched: Vec<String>,
     pub label_selector: Option<String>,
+    /// Where it asks for tokens. Never `Missing`.
+    pub token_url: Lookup<String>,
     /// Whether the object carries the labels; asked of the API server, for the object that is looked at.
     pub selects: Option<bool>,
     /// Where it elects a leader.
@@ -107,6 +111,7 @@ impl Operator {
             service_account: account.unwrap_or_else(|| "default".to_owned()),
             watched: watched.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect(),
             label_selector: value("--label-selector").filter(|selector| !selector.is_empty()),
+            token_url: container.map_or_else(|| Lookup::Unknown("it has no container".to_owned()), token_url),
             selects: None,
             lease: elects.then(|| LeaseFacts {
                 namespace: value("--leader-elect-namespace").unwrap_or_else(|| own.clone()),
@@ -136,8 +141,28 @@ fn value_of(container: &Container, flag: &str) -> Option<String> {
     if !values.is_empty() {
         return Some(values.join(","));
     }
-    let variable = format!("MONEYGO_{}", flag.trim_start_matches('-').to_uppercase().replace('-', "_"));
+    let variable = variable_of(flag);
     container.env.iter().flatten().find(|set| set.name == variable).and_then(|set| set.value.clone())
+}
+
+fn variable_of(flag: &str) -> String {
+    format!("MONEYGO_{}", flag.trim_start_matches('-').to_uppercase().replace('-', "_"))
+}
+
+/// Where a container asks for tokens. What is not in the Deployment itself is not guessed: a client secret goes there.
+fn token_url(container: &Container) -> Lookup<String> {
+    const FLAG: &str = "--token-url";
+    match value_of(container, FLAG) {
+        Some(url) if url.contains("$(") => Lookup::Unknown(format!("its {FLAG} holds a variable")),
+        Some(url) => Lookup::Found(url),
+        None if container.env.iter().flatten().any(|set| set.name == variable_of(FLAG)) => {
+            Lookup::Unknown(format!("its {} comes from elsewhere", variable_of(FLAG)))
+        }
+        None if container.env_from.iter().flatten().next().is_some() => {
+            Lookup::Unknown(format!("its envFrom may hold {}", variable_of(FLAG)))
+        }
+        None => Lookup::Found(DEFAULT_TOKEN_URL.to_owned()),
+    }
 }
 
 /// The operators of a namespace, or of all.
@@ -241,6 +266,27 @@ mod tests {
         assert!(seen.lease.is_none() && seen.watches("anything"));
         let lease = operator(&["--leader-elect", "--leader-elect-namespace=other"]).lease.unwrap();
         assert_eq!(lease.namespace, "other");
+    }
+
+    #[test]
+    fn the_token_url_is_read_and_never_guessed() {
+        let of = |container: serde_json::Value| token_url(&serde_json::from_value(container).unwrap());
+        let found = |container| of(container).found().cloned();
+        let sandbox = "https://sandbox.money-go.com/token";
+        let flag = format!("--token-url={sandbox}");
+        let variable = json!([{"name": "MONEYGO_TOKEN_URL", "value": sandbox}]);
+        assert_eq!(found(json!({"name": "o", "args": [flag]})).as_deref(), Some(sandbox));
+        assert_eq!(found(json!({"name": "o", "env": variable})).as_deref(), Some(sandbox));
+        assert_eq!(found(json!({"name": "o"})).as_deref(), Some(DEFAULT_TOKEN_URL));
+        let from_map =
+            json!([{"name": "MONEYGO_TOKEN_URL", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]);
+        for elsewhere in [
+            json!({"name": "o", "env": from_map}),
+            json!({"name": "o", "envFrom": [{"secretRef": {"name": "s"}}]}),
+            json!({"name": "o", "args": ["--token-url=$(URL)"]}),
+        ] {
+            assert!(matches!(of(elsewhere.clone()), Lookup::Unknown(_)), "{elsewhere}");
+        }
     }
 
     /// A `nameOverride` changes the other one.

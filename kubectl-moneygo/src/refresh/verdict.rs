@@ -68,8 +68,8 @@ fn failure(status: &MoneyGoCredentialStatus) -> Option<(String, String)> {
 impl Outcome {
     /// That of an object that nobody answered for.
     #[must_use]
-    pub fn unanswered(last: &MoneyGoCredential, waited: Duration) -> Self {
-        let says = last.status.as_ref().and_then(failure).map(|(reason, message)| format!("{reason}: {message}"));
+    pub fn unanswered(last: Option<&MoneyGoCredentialStatus>, waited: Duration) -> Self {
+        let says = last.and_then(failure).map(|(reason, message)| format!("{reason}: {message}"));
         Self::Unanswered { waited, says }
     }
 
@@ -100,7 +100,10 @@ impl Outcome {
             Self::Unanswered { waited, says } => {
                 let says = says.as_deref().map_or_else(String::new, |says| format!("; it says {says}"));
                 let waited = super::secs(*waited);
-                format!("no answer within {waited}{says}: is an operator running? kubectl moneygo doctor tells")
+                format!(
+                    "no answer within {waited}{says}: is an operator running, or is the endpoint down, or the queue before it long? kubectl \
+                     moneygo doctor tells"
+                )
             }
         }
     }

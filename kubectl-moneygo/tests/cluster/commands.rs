@@ -92,6 +92,9 @@ async fn five_objects_are_shown_refreshed_and_diagnosed() {
     }
     let after = (stage.grants_of("healthy"), stage.moneygo.request_count_of("rejected"));
     assert_eq!(after, (before.0 + 1, before.1 + 1), "each refresh is one request");
+    let twice = plugin.run(&["refresh", "healthy", "healthy"]);
+    assert_eq!((twice.code, twice.stdout.lines().count()), (0, 1), "{twice:?}");
+    assert_eq!(stage.grants_of("healthy"), after.0 + 1, "it is asked for once");
     let all = plugin.run(&["refresh", "--all", "--timeout", "20s"]);
     assert_eq!((all.code, all.stdout.lines().count()), (1, 5), "{all:?}");
 
@@ -110,6 +113,13 @@ async fn five_objects_are_shown_refreshed_and_diagnosed() {
         assert_eq!(found.len(), causes.len(), "{ran:?}");
         assert!(found.iter().zip(causes).all(|(line, cause)| line.contains(cause)), "{ran:?}");
     }
+    let report = plugin.run(&["doctor", "-o", "json"]).json();
+    let diagnosed: Vec<_> = report["diagnoses"].as_array().unwrap().iter().map(|one| one["object"].clone()).collect();
+    assert_eq!(
+        diagnosed,
+        FIVE.map(|name| json!(format!("{}/{name}", stage.namespace))),
+        "in order, though looked at at once"
+    );
     let searched = plugin.told_no_secret(&FIVE);
     println!("{searched} outputs hold no secret");
     operator.stop().await;
@@ -135,6 +145,19 @@ async fn objects_are_suspended_and_resumed() {
     assert_eq!(ran.stdout, "one resumed\ntwo resumed\n");
     assert_eq!(stage.get("one").await.spec.suspend, None);
     assert_eq!(plugin.run(&["suspend", "nobody"]).code, 2);
+
+    // Whoever may change one of them: the other is told of, and keeps nothing.
+    let looks = rule("money-go.com", &["moneygocredentials"], &["get", "list"]);
+    let mut changes = rule("money-go.com", &["moneygocredentials"], &["patch"]);
+    changes.resource_names = Some(vec!["two".to_owned()]);
+    let access = Access::default().namespace(&stage.namespace, [looks, changes]);
+    let user = stage.plane.user(&access).await.unwrap();
+    let ran = plugin.run_as(&user.kubeconfig, &["suspend", "--all"], None);
+    show("suspend --all", &ran);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (1, 2), "{ran:?}");
+    assert!(ran.stdout.starts_with("✗ one: cannot change ") && ran.stdout.contains("\ntwo suspended"), "{ran:?}");
+    assert_eq!(stage.get("two").await.spec.suspend, Some(true));
+    assert_eq!(plugin.run_as(&user.kubeconfig, &["suspend", "one"], None).code, 2);
     assert_eq!(plugin.run(&["suspend", "-l", "stage=nowhere"]).code, 2);
     plugin.told_no_secret(&["one", "two"]);
     operator.stop().await;
@@ -178,6 +201,7 @@ async fn a_grant_is_checked() {
         let ran = check(args, input);
         show(&format!("check {}", args.join(" ")), &ran);
         assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
+        assert!(ran.stderr.contains(&format!("Asking {url} (as --token-url says)")), "{ran:?}");
         assert!(
             ran.stderr.contains("cana… (") && ran.stderr.contains("expires_in 2592000 s, which is 30 d"),
             "{ran:?}"
@@ -200,6 +224,11 @@ async fn a_grant_is_checked() {
         assert!(ran.stderr.contains(says), "{ran:?}");
     }
     assert_eq!(check(&["--client-id", "payments"], None).code, 2, "there is no secret");
+    let somewhere = check(&["--from-secret", "payments-client", "-A"], None);
+    assert!(somewhere.code == 2 && somewhere.stderr.contains("give -n"), "{somewhere:?}");
+    let long = "x".repeat(64 * 1024 + 1);
+    let long = check(&["--client-id", "payments", "--client-secret-file", "-"], Some(&long));
+    assert!(long.code == 2 && long.stderr.contains("64 KiB"), "{long:?}");
     let away = plugin.run(&["check", "payments", "--token-url", "http://127.0.0.1:1/token"]);
     assert_eq!(away.code, 1, "{away:?}");
     let plain = plugin.run(&["check", "payments", "--token-url", "http://api.money-go.com/token"]);
@@ -211,6 +240,47 @@ async fn a_grant_is_checked() {
     let granted = stage.moneygo.grants_of("payments");
     assert_eq!(shown.stdout.trim_end(), granted.last().unwrap().token);
     plugin.forget_last();
+}
+
+/// The client secret goes where the operator sends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_is_checked_where_the_operator_asks() {
+    let stage = Stage::new("plugin-endpoint").await;
+    let plugin = Plugin::new(&stage);
+    stage.subscribe("payments", json!({})).await;
+    let url = stage.moneygo.token_url();
+    let (watches, asks) = (format!("--watch-namespace={}", stage.namespace), format!("--token-url={url}"));
+    deploy(&stage, "moneygo-operator", &[&watches, &asks], 1).await;
+    for args in [&["check", "payments"][..], &["check", "--from-secret", "payments-client"]] {
+        let ran = plugin.run(args);
+        show(&args.join(" "), &ran);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let place = format!("{}/moneygo-operator", stage.own_namespace);
+        assert!(ran.stderr.contains(&format!("Asking {url} (as {place} does)")), "{ran:?}");
+    }
+    let grants = stage.grants_of("payments");
+    deploy(&stage, "second", &[&watches, "--token-url=http://127.0.0.1:1/token"], 1).await;
+    let torn = plugin.run(&["check", "payments"]);
+    show("check payments", &torn);
+    assert!(torn.code == 2 && torn.stderr.contains("give --token-url URL"), "{torn:?}");
+    // Nor is it guessed by somebody who may not look.
+    let reads = [rule("money-go.com", &["moneygocredentials"], &["get"]), rule("", &["secrets"], &["get"])];
+    let user = stage.plane.user(&Access::default().namespace(&stage.namespace, reads)).await.unwrap();
+    let blind = plugin.run_as(&user.kubeconfig, &["check", "payments"], None);
+    show("check payments", &blind);
+    assert!(blind.code == 2 && blind.stderr.contains("give --token-url URL"), "{blind:?}");
+    assert_eq!(stage.grants_of("payments"), grants);
+    plugin.told_no_secret(&["payments"]);
+}
+
+/// Whoever read it has gone.
+#[test]
+fn an_error_that_nobody_reads_is_an_error_still() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-moneygo"));
+    let ended = command.args(["status", "--kubeconfig", "/nowhere"]).stderr(writer).status().unwrap();
+    assert_eq!(ended.code(), Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

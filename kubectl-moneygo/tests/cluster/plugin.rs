@@ -65,7 +65,7 @@ impl<'a> Plugin<'a> {
             command.args(["-n", &self.stage.namespace]);
         }
         // Of other tests on the same servers.
-        if matches!(args.first(), Some(&("doctor" | "refresh"))) && !args.contains(&"--operator-namespace") {
+        if matches!(args.first(), Some(&("check" | "doctor" | "refresh"))) && !args.contains(&"--operator-namespace") {
             command.args(["--operator-namespace", &self.stage.own_namespace]);
         }
         self.stage.plane.tie(&mut command);
