@@ -3,7 +3,7 @@
 mod diagnose;
 pub mod facts;
 mod finding;
-mod gather;
+pub mod gather;
 pub mod operators;
 mod pods;
 mod report;

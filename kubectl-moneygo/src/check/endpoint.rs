@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 
 use anyhow::bail;
+use futures::future::join_all;
 
 use crate::cluster::Cluster;
 use crate::doctor::facts::Lookup;
+use crate::doctor::gather;
 use crate::doctor::operators::{self, DEFAULT_TOKEN_URL, LABELS, Operator};
+
+const GIVE: &str = "give --token-url URL";
 
 /// A URL, and who named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,22 +35,25 @@ impl Endpoint {
     /// If that cannot be told for certain, though there may be an operator.
     pub async fn of_operators(cluster: &Cluster, operator_namespace: Option<&str>) -> anyhow::Result<Self> {
         let operators = operators::gather(&cluster.client, operator_namespace).await;
-        Self::among(&operators, &cluster.namespace)
+        let asking = asking(&operators, &cluster.namespace)?;
+        let endpoint = Self::among(&asking)?;
+        // Whoever may make a Deployment anywhere could send the client secret anywhere. Whoever reads it anyway gains nothing.
+        if operator_namespace.is_none() && endpoint.url != DEFAULT_TOKEN_URL {
+            let reads = asking.iter().map(|one| gather::reads_secrets(&cluster.client, one, &cluster.namespace));
+            if !join_all(reads).await.iter().any(|reads| reads.found() == Some(&true)) {
+                bail!(
+                    "nothing shows that {} is this namespace's operator, as it says: whether its account may read Secrets here is \
+                     denied or unknown: {GIVE}, or vouch for it with --operator-namespace",
+                    places(&asking)
+                );
+            }
+        }
+        Ok(endpoint)
     }
 
-    fn among(operators: &Lookup<Vec<Operator>>, namespace: &str) -> anyhow::Result<Self> {
-        const GIVE: &str = "give --token-url URL";
-        let all = match operators {
-            Lookup::Unknown(why) => bail!(
-                "cannot tell which token endpoint the operator uses, for its Deployment cannot be looked at: {why}: {GIVE}"
-            ),
-            Lookup::Missing => &Vec::new(),
-            Lookup::Found(all) => all,
-        };
-        let watching: Vec<_> = all.iter().filter(|operator| operator.watches(namespace)).collect();
-        let asking = if watching.is_empty() { all.iter().collect() } else { watching };
+    fn among(asking: &[&Operator]) -> anyhow::Result<Self> {
         let mut urls = BTreeSet::new();
-        for operator in &asking {
+        for operator in asking {
             match &operator.token_url {
                 Lookup::Found(url) => drop(urls.insert(url.as_str())),
                 Lookup::Unknown(why) => {
@@ -65,8 +72,7 @@ impl Endpoint {
                 ..Self::given(None)
             }),
             (Some(url), None) => {
-                let places: Vec<_> = asking.iter().map(|operator| operator.place()).collect();
-                Ok(Self { url: url.to_owned(), whose: format!("as {} does", places.join(", ")), warning: None })
+                Ok(Self { url: url.to_owned(), whose: format!("as {} does", places(asking)), warning: None })
             }
             (Some(_), Some(_)) => {
                 let uses = |operator: &&Operator| {
@@ -83,6 +89,23 @@ impl Endpoint {
     pub fn words(&self) -> String {
         format!("{} ({})", bare(&self.url), self.whose)
     }
+}
+
+/// The operators that may work for a namespace.
+fn asking<'a>(operators: &'a Lookup<Vec<Operator>>, namespace: &str) -> anyhow::Result<Vec<&'a Operator>> {
+    let all = match operators {
+        Lookup::Unknown(why) => bail!(
+            "cannot tell which token endpoint the operator uses, for its Deployment cannot be looked at: {why}: {GIVE}"
+        ),
+        Lookup::Missing => return Ok(Vec::new()),
+        Lookup::Found(all) => all,
+    };
+    let watching: Vec<_> = all.iter().filter(|operator| operator.watches(namespace)).collect();
+    Ok(if watching.is_empty() { all.iter().collect() } else { watching })
+}
+
+fn places(operators: &[&Operator]) -> String {
+    operators.iter().map(|operator| operator.place()).collect::<Vec<_>>().join(", ")
 }
 
 /// Without what may be a key of a gateway.
@@ -112,7 +135,8 @@ mod tests {
     }
 
     fn among(operators: Vec<Operator>) -> Result<Endpoint, String> {
-        Endpoint::among(&Lookup::Found(operators), "n").map_err(|error| error.to_string())
+        let operators = Lookup::Found(operators);
+        asking(&operators, "n").and_then(|asking| Endpoint::among(&asking)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -133,8 +157,8 @@ mod tests {
         let elsewhere = Lookup::Unknown("its envFrom may hold it".to_owned());
         let error = among(vec![operator("a", &[], elsewhere)]).unwrap_err();
         assert!(error.contains("envFrom") && error.contains("--token-url"), "{error}");
-        let blind = Endpoint::among(&Lookup::Unknown("you have no right to it".to_owned()), "n");
-        assert!(blind.unwrap_err().to_string().contains("--token-url"));
+        let blind = Lookup::Unknown("you have no right to it".to_owned());
+        assert!(asking(&blind, "n").unwrap_err().to_string().contains("--token-url"));
         let default = among(Vec::new()).unwrap();
         assert_eq!(default.words(), "https://api.money-go.com/token (the default)");
         assert!(default.warning.unwrap().contains("no Deployment"));

@@ -208,12 +208,14 @@ async fn selecting(
     Lookup::Found(judged)
 }
 
+/// Without it nobody is the operator of a namespace.
+const READS: (&str, &str, &str, &str, &str) = ("", "secrets", "", "get", "secrets");
 /// What an operator does in a namespace that it watches: group, resource, subresource, verb, and in words.
 const WORK: [(&str, &str, &str, &str, &str); 9] = [
     ("money-go.com", "moneygocredentials", "", "list", "moneygocredentials"),
     ("money-go.com", "moneygocredentials", "", "watch", "moneygocredentials"),
     ("money-go.com", "moneygocredentials", "status", "patch", "moneygocredentials/status"),
-    ("", "secrets", "", "get", "secrets"),
+    READS,
     ("", "secrets", "", "list", "secrets"),
     ("", "secrets", "", "watch", "secrets"),
     ("", "secrets", "", "create", "secrets"),
@@ -238,6 +240,11 @@ async fn rights(client: &Client, namespace: &str, operators: Option<&Vec<Operato
         work.chain(elects).map(move |(one, place)| right(client, operator, one, place))
     });
     join_all(asking).await
+}
+
+/// Whether an operator's account may read the Secrets of a namespace. Never `Missing`.
+pub async fn reads_secrets(client: &Client, operator: &Operator, namespace: &str) -> Lookup<bool> {
+    right(client, operator, &READS, namespace).await.allowed
 }
 
 async fn right(

@@ -12,6 +12,7 @@ use moneygo_operator::crd::MoneyGoCredential;
 
 use super::facts::Lookup;
 use crate::cluster::Time;
+use crate::words::length;
 
 /// By which the chart's Deployments are found: one of them is enough. A `nameOverride` changes the second, `commonLabels` may the first.
 pub const LABELS: [&str; 2] = ["app.kubernetes.io/part-of=moneygo-operator", "app.kubernetes.io/name=moneygo-operator"];
@@ -87,7 +88,11 @@ impl Operator {
         let limit = held.duration.unwrap_or(DEFAULT_LEASE_DURATION) + clocks_differ;
         match held.renewed_at.map(|at| now.duration_since(at)) {
             Some(age) if age <= limit => None,
-            Some(age) => Some(format!("{place} was renewed {} ago for the last time", crate::words::length(age))),
+            Some(age) => Some(format!(
+                "{place} was renewed {} ago for the last time ({} are allowed for clocks that differ)",
+                length(age),
+                length(clocks_differ)
+            )),
             None => Some(format!("{place} was never renewed")),
         }
     }
@@ -313,6 +318,8 @@ mod tests {
         assert_eq!(held(Lookup::Missing).as_deref(), Some("the Lease system/x is not there"));
         assert_eq!(held(at(1, "")).as_deref(), Some("nobody holds the Lease system/x"));
         assert_eq!(held(at(45, "me")), None);
-        assert_eq!(held(at(46, "me")).as_deref(), Some("the Lease system/x was renewed 46 s ago for the last time"));
+        let late =
+            "the Lease system/x was renewed 46 s ago for the last time (30 s are allowed for clocks that differ)";
+        assert_eq!(held(at(46, "me")).as_deref(), Some(late));
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
@@ -258,6 +259,14 @@ async fn a_grant_is_checked_where_the_operator_asks() {
         let place = format!("{}/moneygo-operator", stage.own_namespace);
         assert!(ran.stderr.contains(&format!("Asking {url} (as {place} does)")), "{ran:?}");
     }
+    // Found anywhere, a Deployment is believed where its account reads the Secrets anyway. Those of other tests come and go.
+    let anywhere = || plugin.launch(stage.plane.kubeconfig(), &["check", "payments"], None);
+    let grants = stage.grants_of("payments");
+    let doubted = plugin.until_of(anywhere, "it is doubted", |ran| ran.stderr.contains("nothing shows that")).await;
+    show("check payments", &doubted);
+    assert_eq!((doubted.code, stage.grants_of("payments")), (2, grants), "{doubted:?}");
+    entitle(&stage).await;
+    plugin.until_of(anywhere, "it is believed", |ran| ran.code == 0).await;
     let grants = stage.grants_of("payments");
     deploy(&stage, "second", &[&watches, "--token-url=http://127.0.0.1:1/token"], 1).await;
     let torn = plugin.run(&["check", "payments"]);
@@ -332,6 +341,27 @@ async fn words_are_completed() {
     assert_eq!(completed(&["-n", &stage.namespace, "__complete", "refresh", "--ti"]), "--timeout\n:4\n");
     assert!(plugin.run(&["version"]).stdout.starts_with("kubectl-moneygo 0."));
     assert_eq!(plugin.run(&["frobnicate"]).code, 2);
+}
+
+/// The facts of each object once held all others: of so many, a gigabyte.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_needs_little_memory_for_many_objects() {
+    const OBJECTS: usize = 600;
+    let stage = Stage::new("plugin-many").await;
+    stream::iter(0..OBJECTS)
+        .for_each_concurrent(16, |number| {
+            let (stage, name) = (&stage, format!("many-{number}"));
+            async move { drop(stage.credential(&name, json!({})).await) }
+        })
+        .await;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -v 500000 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_kubectl-moneygo")]);
+    command.args(["doctor", "-o", "json", "-n", &stage.namespace, "--operator-namespace", &stage.own_namespace]);
+    let output = command.env("KUBECONFIG", stage.plane.kubeconfig()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "nobody works: {stderr}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["diagnoses"].as_array().unwrap().len(), OBJECTS);
 }
 
 /// Through kubectl, which looks for plugins and their completion on the PATH.

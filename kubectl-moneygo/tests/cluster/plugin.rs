@@ -58,15 +58,21 @@ impl<'a> Plugin<'a> {
 
     /// Runs it with a kubeconfig, and with something on its standard input.
     pub fn run_as(&self, kubeconfig: &Path, args: &[&str], input: Option<&str>) -> Ran {
+        let mut args = args.to_vec();
+        // Of other tests on the same servers.
+        if matches!(args.first(), Some(&("check" | "doctor" | "refresh"))) && !args.contains(&"--operator-namespace") {
+            args.extend(["--operator-namespace", &self.stage.own_namespace]);
+        }
+        self.launch(kubeconfig, &args, input)
+    }
+
+    /// Runs it with nothing but what is given, and a namespace.
+    pub fn launch(&self, kubeconfig: &Path, args: &[&str], input: Option<&str>) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-moneygo"));
         command.args(args).env_clear().env("KUBECONFIG", kubeconfig).env("LANG", "C.UTF-8");
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         if !args.iter().any(|arg| matches!(*arg, "-n" | "-A")) {
             command.args(["-n", &self.stage.namespace]);
-        }
-        // Of other tests on the same servers.
-        if matches!(args.first(), Some(&("check" | "doctor" | "refresh"))) && !args.contains(&"--operator-namespace") {
-            command.args(["--operator-namespace", &self.stage.own_namespace]);
         }
         self.stage.plane.tie(&mut command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -87,13 +93,18 @@ impl<'a> Plugin<'a> {
 
     /// Runs it again and again, until what it ends with is as wanted.
     pub async fn until(&self, args: &[&str], what: &str, wanted: impl Fn(&Ran) -> bool) -> Ran {
+        self.until_of(|| self.run(args), what, wanted).await
+    }
+
+    /// The same of any run.
+    pub async fn until_of(&self, run: impl Fn() -> Ran, what: &str, wanted: impl Fn(&Ran) -> bool) -> Ran {
         let started = Instant::now();
         loop {
-            let ran = self.run(args);
+            let ran = run();
             if wanted(&ran) {
                 return ran;
             }
-            assert!(started.elapsed() < SOON + SOON, "waited until {what}: {args:?}\n{}", ran.both());
+            assert!(started.elapsed() < SOON + SOON, "waited until {what}:\n{}", ran.both());
             tokio::time::sleep(POLL).await;
         }
     }
