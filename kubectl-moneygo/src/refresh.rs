@@ -291,6 +291,28 @@ fn secs(duration: Duration) -> String {
 mod tests {
     use super::*;
 
+    /// It is told at the deadline, and nobody is asked again.
+    #[test]
+    fn what_the_watch_saw_last_is_kept() {
+        let seen = |message: &str| {
+            let condition = json!({"type": "Refreshed", "status": "False", "reason": "EndpointUnavailable",
+                "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let object = json!({
+                "apiVersion": "money-go.com/v1alpha1", "kind": "MoneyGoCredential",
+                "metadata": {"name": "a", "namespace": "n", "uid": "u"},
+                "spec": {"credentialsRef": {"name": "c"}}, "status": {"conditions": [condition]},
+            });
+            serde_json::from_value::<DynamicObject>(object).unwrap()
+        };
+        let before = cluster::read(seen("before"));
+        let one = Waiting { status: before.status.clone(), before, request: "r".to_owned() };
+        let mut waiting = BTreeMap::from([(key(&one.before), one)]);
+        assert!(answer(Event::Apply(seen("after")), &mut waiting).is_none(), "an outage ends");
+        let status = waiting.values().next().unwrap().status.as_ref();
+        let told = Outcome::unanswered(status, TIMEOUT).words(cluster::now());
+        assert!(told.contains("it says EndpointUnavailable: after"), "{told}");
+    }
+
     #[test]
     fn more_objects_are_waited_for_longer() {
         assert_eq!(timeout_for(1), Duration::from_mins(1));

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::ByteString;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::ObjectMeta;
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
 use moneygo_controlplane::{Access, rule};
 use serde_json::json;
 
 use crate::plugin::{Plugin, Ran, deploy, entitle, file, mounting_pod, on_a_terminal};
-use crate::stage::{Operator, Stage, client_secret_of};
+use crate::stage::{self, Operator, Stage, client_secret_of};
 
 const FIVE: [&str; 5] = ["conflicting", "expiring", "healthy", "rejected", "suspended"];
 
@@ -341,6 +343,30 @@ async fn words_are_completed() {
     assert_eq!(completed(&["-n", &stage.namespace, "__complete", "refresh", "--ti"]), "--timeout\n:4\n");
     assert!(plugin.run(&["version"]).stdout.starts_with("kubectl-moneygo 0."));
     assert_eq!(plugin.run(&["frobnicate"]).code, 2);
+}
+
+/// Not by that of the machine at hand, for which minutes would be allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_is_judged_by_the_servers_clock() {
+    let stage = Stage::new("plugin-leader").await;
+    let plugin = Plugin::new(&stage);
+    stage.credential("payments", json!({})).await;
+    deploy(&stage, "moneygo-operator", &["--leader-elect-lease-name=late"], 1).await;
+    let without = plugin.run(&["doctor", "payments"]);
+    assert!(
+        without.stdout.contains("/late is not there") && without.stdout.contains("create leases in"),
+        "{without:?}"
+    );
+    let renewed = stage::now() - Duration::from_mins(2);
+    let renewed = jiff::Timestamp::try_from(renewed).unwrap();
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "late"},
+        "spec": {"holderIdentity": "pod", "leaseDurationSeconds": 15, "renewTime": format!("{renewed:.6}")}});
+    let leases: Api<Lease> = Api::namespaced(stage.admin.clone(), &stage.own_namespace);
+    leases.create(&PostParams::default(), &serde_json::from_value(lease).unwrap()).await.unwrap();
+    let ran = plugin.run(&["doctor", "payments"]);
+    show("doctor payments", &ran);
+    assert!(ran.stdout.contains("NobodyLeads") && ran.stdout.contains("(30 s are allowed for clocks"), "{ran:?}");
+    assert!(!ran.stdout.contains("create leases"), "it is there: {ran:?}");
 }
 
 /// The facts of each object once held all others: of so many, a gigabyte.

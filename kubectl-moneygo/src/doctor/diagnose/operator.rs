@@ -193,7 +193,10 @@ impl Walk<'_> {
                 severity,
                 Cause::OperatorMayNot,
                 format!("the operator's account {account} may not {}", missing.join(", ")),
-                "it cannot read the credentials, write the token, or say what it did",
+                match severity {
+                    Severity::Error => "it cannot read the credentials, write the token, or say what it did",
+                    _ => "tokens come; that they do, or why not, is in the status and the log alone",
+                },
                 "helm upgrade the chart with rbac.create=true, or apply docs/rbac for this account",
             ));
         }
