@@ -30,6 +30,7 @@ use watch::Watch;
 
 const RUNBOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/runbooks");
 const ALERT_TESTS: &str = include_str!("monitoring/alerts.yaml");
+const ALERT_TESTS_OF_SHARDS: &str = include_str!("monitoring/shards.yaml");
 /// As long as an operator's Lease may be the shortest.
 const LEASE: &str = "--leader-elect-lease-duration=3s";
 
@@ -61,8 +62,10 @@ async fn alerts_pass_promtools_tests_and_have_runbooks() {
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("rules.yaml"), rules.to_string()).unwrap();
     fs::write(folder.join("alerts.yaml"), ALERT_TESTS).unwrap();
-    println!("{}", promtool(&program, &folder, &["check", "rules", "rules.yaml"], "").unwrap());
-    println!("{}", promtool(&program, &folder, &["test", "rules", "alerts.yaml"], "").unwrap());
+    fs::write(folder.join("sharded.yaml"), chart::rules_of_shards().to_string()).unwrap();
+    fs::write(folder.join("shards.yaml"), ALERT_TESTS_OF_SHARDS).unwrap();
+    println!("{}", promtool(&program, &folder, &["check", "rules", "rules.yaml", "sharded.yaml"], "").unwrap());
+    println!("{}", promtool(&program, &folder, &["test", "rules", "alerts.yaml", "shards.yaml"], "").unwrap());
 
     let tests = promtool_tests();
     let alerts = alerts_in(&rules);
@@ -197,7 +200,13 @@ struct Installation<'a> {
     stage: &'a Stage,
 }
 
-/// Every rule, soon: it must hold for a second.
+/// Every rule, soon: it must hold for a second, and a leader must have led for as long.
+fn rules_soon(cluster: &str) -> Value {
+    let rules = chart::rules(&soon(cluster)).to_string();
+    assert!(rules.contains("offset 1m"), "{rules}");
+    serde_json::from_str(&rules.replace("offset 1m", "offset 1s")).unwrap()
+}
+
 fn soon(cluster: &str) -> Value {
     let alert = |more: Value| {
         let mut alert = json!({"for": "1s"});
@@ -232,7 +241,7 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
         Installation { cluster: "lease", stage: &stages.2 },
     ];
     let [tokens, endpoint, lease] = &installations;
-    let rules: Vec<_> = installations.iter().map(|it| chart::rules(&soon(it.cluster))).collect();
+    let rules: Vec<_> = installations.iter().map(|it| rules_soon(it.cluster)).collect();
     let mut of_tokens = tokens.stage.operator().start().await;
     let mut of_endpoint = endpoint.stage.operator().start().await;
     let mut of_lease = lease.stage.operator().flag("--leader-elect").flag(LEASE).start().await;

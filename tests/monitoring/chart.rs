@@ -15,6 +15,13 @@ pub fn rules(values: &Value) -> Value {
     render("prometheusrule", &json!({"metrics": {"prometheusRule": rule}}))["spec"].take()
 }
 
+/// The same of an installation with the shards a and b.
+pub fn rules_of_shards() -> Value {
+    let shards = ["a", "b"].map(|name| json!({"name": name, "watchNamespaces": [format!("of-{name}")]}));
+    let values = json!({"shards": shards, "metrics": {"prometheusRule": {"enabled": true}}});
+    render("prometheusrule", &values)["spec"].take()
+}
+
 /// The dashboard that Grafana's sidecar finds.
 pub fn dashboard() -> Value {
     let rendered = render("dashboard", &json!({"metrics": {"dashboard": {"enabled": true}}}));

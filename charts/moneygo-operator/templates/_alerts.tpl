@@ -5,9 +5,27 @@
 {{- end }}
 {{- end }}
 
+{{/* A replica that leads, and did a minute ago: who leads anew may not yet tell of every object. */}}
+{{- define "moneygo-operator.steadyLeader" -}}
+{{- $leader := printf "moneygo_leader%s" (include "moneygo-operator.matchers" (list . "")) }}
+{{- printf "(%s == 1 and %s offset 1m == 1)" $leader $leader }}
+{{- end }}
+
+{{/* What is told of objects; while nobody leads for long, as in a crash loop, what was told last. Without that each gap would begin every `for` anew.
+     A loop's gaps are up to 5 minutes and a scrape long. list ROOT, METRIC, MATCHERS. */}}
+{{- define "moneygo-operator.told" -}}
+{{- $metric := printf "%s%s" (index . 1) (include "moneygo-operator.matchers" (list (index . 0) (index . 2))) }}
+{{- printf "(%s or (last_over_time(%s[10m]) unless on (cluster, job, money_go_com_shard) %s))" $metric $metric (include "moneygo-operator.steadyLeader" (index . 0)) }}
+{{- end }}
+
 {{/* One value for each object, whichever replica tells of it: list ROOT, METRIC, MATCHERS. */}}
 {{- define "moneygo-operator.ofObject" -}}
-max by (cluster, namespace, name) ({{ index . 1 }}{{ include "moneygo-operator.matchers" (list (index . 0) (index . 2)) }})
+max by (cluster, namespace, name) {{ include "moneygo-operator.told" . }}
+{{- end }}
+
+{{/* One for each object and reason that a condition has: list ROOT, MATCHERS. */}}
+{{- define "moneygo-operator.ofReason" -}}
+max by (cluster, namespace, name, reason) {{ include "moneygo-operator.told" (list (index . 0) "moneygo_credential_condition_reason" (index . 1)) }}
 {{- end }}
 
 {{/* All but what is the alert's own: list ROOT, ALERT, its values. */}}
@@ -37,13 +55,14 @@ labels:
 {{- with $alerts.refreshOverdue }}
 {{- if .enabled }}
 - alert: MoneyGoRefreshOverdue
-  # How much of the time between refresh and expiry has passed. Of a suspended object there is no refresh.
+  # How much of the time between refresh and expiry has passed.
   expr: |
     (time() - {{ $renewal }})
       / ({{ $expiration }}
         - {{ $renewal }})
       > {{ .threshold }}
       and ({{ $expiration }} > time())
+      unless {{ $suspended }} == 1
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoRefreshOverdue" .) | trim | nindent 2 }}
   annotations:
     summary: "The token of {{ $object }} should have been refreshed"
@@ -54,7 +73,7 @@ labels:
 {{- with $alerts.tokenExpiring }}
 {{- if .enabled }}
 - alert: MoneyGoTokenExpiring
-  # Only after its refresh: that may be set to come later than the threshold.
+  # Only where half the time between refresh and expiry has passed, too: the refresh may be set to come later than the threshold, or little before it.
   expr: |
     (
       ({{ $expiration }} - time())
@@ -62,8 +81,14 @@ labels:
           - {{ $issued }})
         < {{ .threshold }}
     )
-      and (time() > {{ $renewal }})
+      and (
+        (time() - {{ $renewal }})
+          / ({{ $expiration }}
+            - {{ $renewal }})
+          > 0.5
+      )
       and ({{ $expiration }} > time())
+      unless {{ $suspended }} == 1
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoTokenExpiring" .) | trim | nindent 2 }}
   annotations:
     summary: "The token of {{ $object }} is about to expire"
@@ -88,7 +113,7 @@ labels:
 {{- if .enabled }}
 - alert: MoneyGoCredentialsRejected
   expr: |
-    max by (cluster, namespace, name, reason) (moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ `condition="Refreshed",reason=~"InvalidClient|RequestRejected"`) }}) == 1
+    {{ include "moneygo-operator.ofReason" (list $ `condition="Refreshed",reason=~"InvalidClient|RequestRejected"`) }} == 1
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoCredentialsRejected" .) | trim | nindent 2 }}
   annotations:
     summary: "Money-Go refuses the client of {{ $object }}"
@@ -99,9 +124,15 @@ labels:
 {{- with $alerts.notReady }}
 {{- if .enabled }}
 - alert: MoneyGoCredentialNotReady
-  # Expired tokens, refused clients and an endpoint that fails have alerts of their own.
+  # Expired tokens, refused clients, an endpoint that fails and a long queue have alerts of their own.
   expr: |
-    max by (cluster, namespace, name, reason) (moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ `condition="Ready",reason!~"TokenValid|TokenExpired|InvalidClient|RequestRejected|RateLimited|EndpointUnavailable|BadResponse"`) }}) == 1
+    (
+      {{ include "moneygo-operator.ofReason" (list $ `condition="Ready",reason!~"TokenValid|TokenExpired|InvalidClient|RequestRejected|RateLimited|EndpointUnavailable|BadResponse|Pending"`) }} == 1
+        or max by (cluster, namespace, name, reason) (
+          {{ include "moneygo-operator.told" (list $ "moneygo_credential_condition_reason" `condition="Ready",reason="Pending"`) }}
+            unless on (cluster, job, money_go_com_shard) moneygo_token_requests_longest_wait_seconds{{ include "moneygo-operator.matchers" (list $ "") }} > 60
+        ) == 1
+    )
       unless on (cluster, namespace, name) {{ include "moneygo-operator.ofObject" (list $ "moneygo_credential_condition_reason" `condition="Refreshed",reason=~"InvalidClient|RequestRejected|RateLimited|EndpointUnavailable|BadResponse"`) }} == 1
       unless on (cluster, namespace, name) {{ $suspended }} == 1
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoCredentialNotReady" .) | trim | nindent 2 }}
@@ -113,15 +144,20 @@ labels:
 {{- end }}
 {{- with $alerts.endpointFailing }}
 {{- if .enabled }}
+{{- $failing := `condition="Refreshed",reason=~"EndpointUnavailable|BadResponse"` }}
 - alert: MoneyGoEndpointFailing
-  # No answer at all, or one that is no token: what answers may not be Money-Go. Who leads no more asks no more, and does not know.
+  # Nobody is answered: who leads no more asks no more, and does not know. Or somebody is not, or gets what is no token: what answers may not be Money-Go.
+  # Of many objects some fail at any time and go well a moment later; hence the same one both now and a while ago.
   expr: |
     count by (cluster) (moneygo_token_endpoint_up{{ include "moneygo-operator.matchers" (list $ "") }} == 0 and moneygo_leader{{ include "moneygo-operator.matchers" (list $ "") }} == 1) > 0
-      or count by (cluster) (moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ `condition="Refreshed",reason="BadResponse"`) }}) > 0
+      or count by (cluster) (
+        {{ include "moneygo-operator.ofObject" (list $ "moneygo_credential_condition_reason" $failing) }}
+          and max by (cluster, namespace, name) (last_over_time(moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ $failing) }}[10m] offset 5m))
+      ) > 0
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoEndpointFailing" .) | trim | nindent 2 }}
   annotations:
     summary: "Money-Go's token endpoint fails"
-    description: "Requests to Money-Go's token endpoint get no answer, or none that is a token. Tokens are not refreshed; those that there are last until they expire."
+    description: "Requests to Money-Go's token endpoint, or those of some clients, get no answer, or none that is a token. Tokens are not refreshed; those that there are last until they expire."
     runbook_url: {{ include "moneygo-operator.runbook" (list $ "MoneyGoEndpointFailing") }}
 {{- end }}
 {{- end }}
@@ -130,7 +166,7 @@ labels:
 - alert: MoneyGoThrottled
   # By Money-Go, or by the operator's own limiter. While the endpoint is down all wait for that.
   expr: |
-    count by (cluster) (moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ `condition="Refreshed",reason="RateLimited"`) }}) > 0
+    count by (cluster) ({{ include "moneygo-operator.ofReason" (list $ `condition="Refreshed",reason="RateLimited"`) }}) > 0
       or max by (cluster) (
         moneygo_token_requests_longest_wait_seconds{{ include "moneygo-operator.matchers" (list $ "") }} > {{ .threshold }}
           and moneygo_token_endpoint_up{{ include "moneygo-operator.matchers" (list $ "") }} == 1
@@ -145,25 +181,32 @@ labels:
 {{- with $alerts.noLeader }}
 {{- if .enabled }}
 - alert: MoneyGoNoLeader
-  # Each shard has a leader of its own.
+  # Each shard has a leader of its own. Replicas that crash again and again are scraped now and then only, and may lead each time.
   expr: |
-    max by (cluster, namespace, job, money_go_com_shard) (moneygo_leader{{ include "moneygo-operator.matchers" (list $ "") }}) == 0
+    max by (cluster, namespace, job, money_go_com_shard) (last_over_time(moneygo_leader{{ include "moneygo-operator.matchers" (list $ "") }}[10m]))
+      unless max by (cluster, namespace, job, money_go_com_shard) {{ include "moneygo-operator.steadyLeader" $ }}
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoNoLeader" .) | trim | nindent 2 }}
   annotations:
     summary: "No replica of the Money-Go operator leads"
-    description: {{ "Replicas of the operator run in {{ $labels.namespace }}, but none of them has the Lease: no token is refreshed." | quote }}
+    description: {{ "There are replicas of the operator in {{ $labels.namespace }}, but none has had the Lease for a minute on end: they cannot get it, or crash again and again. No token is refreshed, or few are." | quote }}
     runbook_url: {{ include "moneygo-operator.runbook" (list $ "MoneyGoNoLeader") }}
 {{- end }}
 {{- end }}
 {{- with $alerts.absent }}
 {{- if .enabled }}
+{{- $ofShard := $.Values.shards | empty | ternary "" "'s shard {{ $labels.money_go_com_shard }}" }}
 - alert: MoneyGoAbsent
+  {{- if $.Values.shards }}
+  # One that runs would hide that another does not.
+  {{- end }}
   expr: |
-    absent(moneygo_build_info{{ include "moneygo-operator.matchers" (list $ "") }})
+    {{- range $index, $shard := $.Values.shards | default (list dict) }}
+    {{ if $index }}  or {{ end }}absent(moneygo_build_info{{ include "moneygo-operator.matchers" (list $ (empty $shard.name | ternary "" (printf `money_go_com_shard="%s"` ($shard.name | default "")))) }})
+    {{- end }}
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoAbsent" .) | trim | nindent 2 }}
   annotations:
-    summary: "The Money-Go operator is not there"
-    description: "Prometheus scrapes no replica of the Money-Go operator: none runs, or none is found. No token may be refreshed, and no other alert of it can fire."
+    summary: {{ printf "The Money-Go operator%s is not there" $ofShard | quote }}
+    description: {{ printf "Prometheus scrapes no replica of the Money-Go operator%s: none runs, or none is found. No token may be refreshed, and no other alert of it can fire." $ofShard | quote }}
     runbook_url: {{ include "moneygo-operator.runbook" (list $ "MoneyGoAbsent") }}
 {{- end }}
 {{- end }}
