@@ -467,6 +467,25 @@ async fn panels_have_data(server: &Server, cluster: &str) {
     }
 }
 
+/// Of a selector's Pods kubectl shows the last 10 lines, and of 5 Pods at most, if it is not told otherwise.
+#[test]
+fn the_commands_of_the_runbooks_read_whole_logs() {
+    let pages = fs::read_dir(RUNBOOKS).unwrap().map(|page| page.unwrap().path());
+    let troubleshooting = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/troubleshooting.md");
+    let mut count = 0;
+    for page in pages.chain([troubleshooting]) {
+        let text = fs::read_to_string(&page).unwrap().replace("\\\n", "");
+        for line in text.lines().filter(|line| line.starts_with("kubectl ") && line.contains(" logs --selector ")) {
+            for flag in ["--tail=", "--max-log-requests="] {
+                assert!(line.contains(flag), "{}: {line}", page.display());
+            }
+            assert!(!line.contains("| grep") || line.contains("--tail=-1 "), "{}: {line}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 6, "{count} commands");
+}
+
 /// A query that finds nothing is right where nothing is wrong.
 async fn runbooks_ask_what_prometheus_understands(server: &Server) {
     let mut count = 0;
