@@ -177,7 +177,7 @@ pub struct CheckArgs {
     #[arg(long)]
     pub scope: Option<String>,
     /// Where the token is asked for. Of an object or a Secret, where the operator's Deployment asks; else, and where
-    /// there is no such Deployment, https://api.money-go.com/token.
+    /// there is no such Deployment, `https://api.money-go.com/token`.
     #[arg(long, value_name = "URL", env = "MONEYGO_TOKEN_URL", hide_env_values = true)]
     pub token_url: Option<String>,
     /// Accept a plain http URL on any host. The client secret then crosses the network in the clear.
