@@ -30,7 +30,7 @@ async fn call<T>(doing: &'static str, request: impl Future<Output = kube::Result
         Ok(Err(error)) => Err(Error::of(doing, &error)),
         Err(_) => Err(Error::Timeout { doing }),
     };
-    span.ended(result.as_ref().err().map_or("Ok", Error::reason), result.is_err());
+    span.ended(Error::outcome(&result), result.is_err());
     result
 }
 

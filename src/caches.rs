@@ -182,12 +182,11 @@ impl Caches {
     #[must_use]
     pub fn contenders(&self, owner: &Owner, target: &str) -> Vec<Contender> {
         let secret = ObjectKey::new(&owner.namespace, target);
-        let naming = lock(&self.index).naming(&secret);
-        if naming.len() < 2 {
-            Vec::new()
-        } else {
-            naming.iter().filter_map(|key| self.contender(key, target)).collect()
-        }
+        let naming: Vec<ObjectKey> = {
+            let index = lock(&self.index);
+            index.by_secret.get(&secret).filter(|naming| naming.len() > 1).cloned().unwrap_or_default()
+        };
+        naming.iter().filter_map(|key| self.contender(key, target)).collect()
     }
 
     fn contender(&self, key: &ObjectKey, target: &str) -> Option<Contender> {
@@ -290,8 +289,9 @@ impl Index {
     fn put(&mut self, key: &ObjectKey, object: &Guarded) -> Vec<ObjectKey> {
         let Some(packed) = Packed::new(object) else { return Vec::new() };
         // The copies that the tables have already are those that are kept, and returned to be kept elsewhere.
-        let key = self.objects.get_key_value(key).map_or(key, |(known, _)| known).clone();
-        let before = self.objects.get(&key).map(|kept| kept.names.clone());
+        let known = self.objects.get_key_value(key);
+        let (key, before) =
+            known.map_or_else(|| (key.clone(), None), |(key, kept)| (key.clone(), Some(kept.names.clone())));
         let names = Names::of(&key, object);
         let mut touched = vec![key.clone()];
         let names = match before {

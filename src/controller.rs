@@ -329,7 +329,7 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
             span.around(Box::pin(context.report_broken(&metadata))).await
         }
     };
-    span.ended(result.as_ref().err().map_or("Ok", Error::reason), result.is_err());
+    span.ended(Error::outcome(&result), result.is_err());
     context.shared.settings.metrics.reconcile(&result, started.elapsed().as_secs_f64());
     result
 }
@@ -455,11 +455,7 @@ impl Context {
         match plan {
             Plan::Rest(report, again_at) => {
                 let resumes = plan::resumes(o) && report.issued_at.is_some();
-                let action = self.report(o, *report, again_at).await?;
-                if resumes {
-                    self.adopted(o);
-                }
-                Ok(action)
+                self.report_and_adopt(o, *report, again_at, resumes).await
             }
             Plan::Forget => {
                 if !o.held.as_ref().is_some_and(|held| held.is_stored) {

@@ -47,6 +47,15 @@ impl Error {
         Self::Api { doing, code: status.code, reason: status.reason.clone(), detail }
     }
 
+    /// What came of a call, in a word: [`Self::OK`], or why it failed.
+    #[must_use]
+    pub fn outcome<T>(result: &Result<T, Self>) -> &'static str {
+        result.as_ref().err().map_or(Self::OK, Self::reason)
+    }
+
+    /// The outcome of what did not fail.
+    pub const OK: &str = "Ok";
+
     /// Every [`Self::reason`].
     pub const REASONS: [&str; 6] = ["Conflict", "NotFound", "Refused", "ApiError", "Timeout", "Unreachable"];
 

@@ -12,12 +12,11 @@ use std::time::Duration;
 use fake_moneygo::{FakeMoneyGo, Pace, Script};
 use http::HeaderMap;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::{ListParams, ObjectMeta, PostParams};
+use kube::api::{ListParams, ObjectMeta};
 use moneygo_operator::caches::ObjectKey;
 use moneygo_operator::crd::annotation;
 use moneygo_operator::digest::DigestKey;
@@ -260,31 +259,11 @@ async fn broken_objects(stage: &Stage) {
 
 /// Admission refuses the target, and says what is in it.
 async fn refused_write(stage: &Stage) {
-    let name = &stage.namespace;
-    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["secrets"]}]);
-    let constraints =
-        json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}, "resourceRules": rules});
-    let refusal = json!({
-        "expression": "object.metadata.name != 'refused'",
-        "messageExpression": "'it holds ' + object.data['access_token']",
-    });
-    let policy =
-        json!({"metadata": {"name": name}, "spec": {"matchConstraints": constraints, "validations": [refusal]}});
-    let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
-    let policies: Api<ValidatingAdmissionPolicy> = Api::all(stage.admin.clone());
-    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(stage.admin.clone());
-    policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
-    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
     let metadata = ObjectMeta { name: Some("refused".to_owned()), ..ObjectMeta::default() };
     let data = [("access_token".to_owned(), ByteString(b"echo".to_vec()))].into();
     let trial = Secret { metadata, data: Some(data), ..Secret::default() };
-    let dry = PostParams { dry_run: true, ..PostParams::default() };
-    let refusal = loop {
-        match stage.secrets().create(&dry, &trial).await {
-            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(refusal) => break refusal.to_string(),
-        }
-    };
+    let refusal = json!({"messageExpression": "'it holds ' + object.data['access_token']"});
+    let refusal = stage.refuse(&trial, refusal).await;
     assert!(refusal.contains(&base64(b"echo")), "{refusal}");
     client(stage, "refused").await;
     stage.credential("refused", json!({})).await;

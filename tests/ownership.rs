@@ -5,10 +5,8 @@
 mod stage;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, PropagationPolicy};
@@ -342,48 +340,18 @@ async fn an_immutable_secret_costs_no_grant_and_is_made_anew_once_it_is_gone() {
     operator.stop().await;
 }
 
-/// Admission refuses to create any Secret of that name in the stage's namespace.
-async fn forbid(stage: &Stage, secret: &str) {
-    let name = &stage.namespace;
-    let in_namespace = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
-    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["secrets"]}]);
-    let refusal = json!({"expression": format!("object.metadata.name != '{secret}'"), "reason": "Forbidden"});
-    let constraints = json!({"namespaceSelector": in_namespace, "resourceRules": rules});
-    let policy =
-        json!({"metadata": {"name": name}, "spec": {"matchConstraints": constraints, "validations": [refusal]}});
-    let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
-    let (policies, bindings) = policies(stage);
-    policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
-    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-    // The API server heeds a policy some moments after it is there.
-    let trial = PostParams { dry_run: true, ..PostParams::default() };
-    while stage.secrets().create(&trial, &foreign(secret)).await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn allow_again(stage: &Stage) {
-    let (policies, bindings) = policies(stage);
-    bindings.delete(&stage.namespace, &DeleteParams::default()).await.unwrap();
-    policies.delete(&stage.namespace, &DeleteParams::default()).await.unwrap();
-}
-
-fn policies(stage: &Stage) -> (Api<ValidatingAdmissionPolicy>, Api<ValidatingAdmissionPolicyBinding>) {
-    (Api::all(stage.admin.clone()), Api::all(stage.admin.clone()))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_whose_write_is_refused_is_kept_and_written_once_that_is_allowed() {
     let stage = Stage::new("refused").await;
     let operator = stage.operator().start().await;
-    forbid(&stage, "payments").await;
+    stage.refuse(&foreign("payments"), json!({"reason": "Forbidden"})).await;
     stage.subscribe("payments", json!({})).await;
     let object = stage.says("payments", "Ready", "False", "TargetForbidden").await;
     assert_eq!(condition(&object, "Stalled").unwrap().status, "False");
     let issued = stage.moneygo.grants_of("payments");
     assert_eq!(issued.len(), 1);
 
-    allow_again(&stage).await;
+    stage.let_through().await;
     stage.ready("payments").await;
     assert_eq!(stage.token("payments").await, issued[0].token);
     assert_eq!(stage.moneygo.request_count_of("payments"), 1);

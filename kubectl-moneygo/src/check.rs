@@ -83,7 +83,7 @@ fn show(token: &AccessToken) -> anyhow::Result<()> {
 }
 
 fn granted(grant: &Grant) -> String {
-    let length = words::length(jiff::SignedDuration::try_from(grant.lifetime.length).unwrap_or_default());
+    let length = words::length_of(grant.lifetime.length);
     let secs = grant.lifetime.length.as_secs();
     let source = match grant.lifetime.source {
         LifetimeSource::Stated => "",

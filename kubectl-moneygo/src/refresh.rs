@@ -206,7 +206,8 @@ pub async fn suspend(args: &ClusterArgs, which: &Which, suspend: bool) -> anyhow
     }
     let wanted = objects.len();
     let changing = objects.into_iter().map(|object| async move {
-        let name = shown(&key(&object), cluster.everywhere);
+        let (namespace, name) = key(&object);
+        let name = words::name(&namespace, &name, cluster.everywhere);
         (name, set_suspend(cluster, &object, suspend).await)
     });
     let mut changed = stream::iter(changing).buffered(CONCURRENCY);
@@ -252,10 +253,6 @@ fn stays(object: &MoneyGoCredential, suspend: bool) -> String {
     expires.map_or_else(String::new, |at| format!("; its token ends {} ({at})", words::from_now(at, cluster::now())))
 }
 
-fn shown(key: &Key, everywhere: bool) -> String {
-    if everywhere { format!("{}/{}", key.0, key.1) } else { key.1.clone() }
-}
-
 /// Says what came of each.
 struct Report {
     look: Look,
@@ -264,8 +261,8 @@ struct Report {
 }
 
 impl Report {
-    fn tell(&mut self, key: &Key, outcome: &Outcome) {
-        let name = shown(key, self.everywhere);
+    fn tell(&mut self, (namespace, name): &Key, outcome: &Outcome) {
+        let name = words::name(namespace, name, self.everywhere);
         let (good, bad) = self.look.either(("✓", "✗"), ("ok", "FAILED"));
         let mark = if outcome.is_good() {
             self.look.paint(Colour::Good, good)
@@ -280,11 +277,6 @@ impl Report {
     fn verdict(&self) -> Verdict {
         if self.well { Verdict::Well } else { Verdict::Unwell }
     }
-}
-
-/// For words about a wait.
-fn secs(duration: Duration) -> String {
-    words::length(jiff::SignedDuration::try_from(duration).unwrap_or(jiff::SignedDuration::MAX))
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl View {
         let rows: Vec<_> = std::iter::once(self.head()).chain(lives.iter().map(|life| self.row(life, now))).collect();
         let mut text = columns(&rows);
         for life in lives.iter().filter(|life| !life.message.is_empty() && needs_words(life.state)) {
-            let name = if self.everywhere { format!("{}/{}", life.namespace, life.name) } else { life.name.clone() };
+            let name = words::name(&life.namespace, &life.name, self.everywhere);
             let name = self.look.paint(Colour::Strong, &name);
             text.extend(["\n", &name, ": ", &life.reason, ": ", &life.message, &next_attempt(life, now)]);
         }

@@ -1,5 +1,7 @@
 //! Times and durations in words.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 
 /// A duration without its sign, in its largest unit or two: `29 d`, `6 h 20 min`, `40 s`.
@@ -15,6 +17,18 @@ pub fn length(duration: SignedDuration) -> String {
         _ if minutes >= 1 => two(minutes, "min", secs % 60, "s"),
         _ => format!("{secs} s"),
     }
+}
+
+/// The same of a wait or a lifetime.
+#[must_use]
+pub fn length_of(duration: Duration) -> String {
+    length(SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX))
+}
+
+/// An object's name, with its namespace where objects of several are shown.
+#[must_use]
+pub fn name(namespace: &str, name: &str, everywhere: bool) -> String {
+    if everywhere { format!("{namespace}/{name}") } else { name.to_owned() }
 }
 
 fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {

@@ -1,9 +1,7 @@
 //! An object of ours as it comes from the API server.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::ObjectMeta;
@@ -17,8 +15,9 @@ use crate::crd::{MoneyGoCredential, MoneyGoCredentialSpec, MoneyGoCredentialStat
 /// no other.
 ///
 /// kube's `DeserializeGuard` is for the same, but makes a tree of values of each object first, and keeps all of it.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, Resource)]
 #[serde(from = "Sent")]
+#[resource(inherit = "MoneyGoCredential")]
 pub struct Guarded {
     metadata: ObjectMeta,
     #[serde(flatten)]
@@ -129,34 +128,5 @@ impl From<SentMeta> for ObjectMeta {
 impl std::fmt::Debug for Guarded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Guarded").field("name", &self.metadata.name).finish_non_exhaustive()
-    }
-}
-
-impl Resource for Guarded {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        MoneyGoCredential::kind(&())
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        MoneyGoCredential::group(&())
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        MoneyGoCredential::version(&())
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        MoneyGoCredential::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
     }
 }

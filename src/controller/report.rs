@@ -59,6 +59,21 @@ impl Context {
         Ok(self.requeue_at(o, again_at))
     }
 
+    /// The same; and says, once the status does, that the object goes on with a token from before it was there.
+    pub(super) async fn report_and_adopt(
+        &self,
+        o: &mut Observed,
+        report: status::Report,
+        again_at: Option<Timestamp>,
+        resumes: bool,
+    ) -> Result<Action, Error> {
+        let action = self.report(o, report, again_at).await?;
+        if resumes {
+            self.adopted(o);
+        }
+        Ok(action)
+    }
+
     async fn write_status(&self, owner: &Owner, patch: &Value) -> Result<Version, Error> {
         let client = &self.shared.settings.client;
         let result = apply::patch_status(client, &owner.namespace, &owner.name, patch).await;

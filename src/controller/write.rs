@@ -88,13 +88,7 @@ impl Context {
         tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, reason = "Mended", secret = %spec.target, "put back what was missing beside the token");
         // There may be more to do than the mending: the next look is at what is there now.
         match plan::plan(o) {
-            Plan::Rest(report, again_at) => {
-                let action = self.report(o, *report, again_at).await?;
-                if resumes {
-                    self.adopted(o);
-                }
-                Ok(action)
-            }
+            Plan::Rest(report, again_at) => self.report_and_adopt(o, *report, again_at, resumes).await,
             _ => Ok(Action::requeue(Duration::ZERO)),
         }
     }

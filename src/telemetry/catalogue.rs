@@ -1,5 +1,9 @@
 //! Every metric that is served: what it is called, and what it tells.
 
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+
 use crate::crd::Reason;
 
 /// What kind of metric it is.
@@ -54,6 +58,12 @@ impl Described {
         };
         self.name.strip_suffix(suffix).unwrap_or(self.name)
     }
+}
+
+/// Writes a metric that is looked up when it is asked for, under the name and with the words that the catalogue has for it.
+pub(super) fn write(encoder: &mut DescriptorEncoder<'_>, metric: &Described, value: &impl EncodeMetric) -> fmt::Result {
+    let meaning = format!("{}.", metric.meaning);
+    value.encode(encoder.encode_descriptor(metric.family(), &meaning, None, value.metric_type())?)
 }
 
 macro_rules! catalogue {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -15,7 +15,7 @@ use prometheus_client::registry::{Metric, Registry};
 use super::catalogue::{
     BUILD, Described, LEADER, RECONCILE_DURATION, RECONCILES, SECRET_WRITES, STATUS_WRITES, TOKEN_ENDPOINT_UP,
     TOKEN_REQUEST_DURATION, TOKEN_REQUESTS, TOKEN_REQUESTS_LONGEST_WAIT, TOKEN_REQUESTS_UNDER_WAY,
-    TOKEN_REQUESTS_WAITING, TOKEN_RESULTS,
+    TOKEN_REQUESTS_WAITING, TOKEN_RESULTS, write,
 };
 use super::process::Process;
 use crate::caches::Caches;
@@ -25,8 +25,6 @@ use crate::grants::Load;
 
 /// What an answer in tenths of a second falls apart into; `--token-timeout` is 10 s where unset, and 5 minutes at most.
 const REQUEST_BUCKETS: [f64; 13] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-/// The result of what did not fail.
-const OK: &str = "Ok";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -153,7 +151,7 @@ impl Metrics {
 
 /// What can come of a call of the API server.
 fn api_results() -> impl Iterator<Item = &'static str> {
-    [OK].into_iter().chain(Error::REASONS)
+    [Error::OK].into_iter().chain(Error::REASONS)
 }
 
 /// Each result at 0: what first happens after hours is an increase only if it was there before.
@@ -166,8 +164,7 @@ fn counted(results: impl IntoIterator<Item = &'static str>) -> Outcomes {
 }
 
 fn count<T>(outcomes: &Outcomes, result: &Result<T, Error>) {
-    let result = result.as_ref().err().map_or(OK, Error::reason);
-    outcomes.get_or_create(&Outcome { result }).inc();
+    outcomes.get_or_create(&Outcome { result: Error::outcome(result) }).inc();
 }
 
 /// The scopes' objects.
@@ -194,16 +191,11 @@ impl Collector for Queue {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(load) = self.0.get().map(|load| load()) else { return Ok(()) };
         let waiting = i64::try_from(load.waiting).unwrap_or(i64::MAX);
-        gauge(&mut encoder, &TOKEN_REQUESTS_WAITING, &ConstGauge::new(waiting))?;
-        gauge(&mut encoder, &TOKEN_REQUESTS_LONGEST_WAIT, &ConstGauge::new(load.longest_wait.as_secs_f64()))?;
-        gauge(&mut encoder, &TOKEN_REQUESTS_UNDER_WAY, &ConstGauge::new(i64::from(load.under_way)))?;
-        gauge(&mut encoder, &TOKEN_ENDPOINT_UP, &ConstGauge::new(i64::from(load.is_endpoint_up)))
+        write(&mut encoder, &TOKEN_REQUESTS_WAITING, &ConstGauge::new(waiting))?;
+        write(&mut encoder, &TOKEN_REQUESTS_LONGEST_WAIT, &ConstGauge::new(load.longest_wait.as_secs_f64()))?;
+        write(&mut encoder, &TOKEN_REQUESTS_UNDER_WAY, &ConstGauge::new(i64::from(load.under_way)))?;
+        write(&mut encoder, &TOKEN_ENDPOINT_UP, &ConstGauge::new(i64::from(load.is_endpoint_up)))
     }
-}
-
-fn gauge(encoder: &mut DescriptorEncoder<'_>, metric: &Described, value: &impl EncodeMetric) -> fmt::Result {
-    let meaning = format!("{}.", metric.meaning);
-    value.encode(encoder.encode_descriptor(metric.family(), &meaning, None, value.metric_type())?)
 }
 
 #[cfg(test)]

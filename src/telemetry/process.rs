@@ -4,15 +4,15 @@ use std::fmt;
 use std::fs;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Resource, getrlimit};
 
 use super::catalogue::{
-    Described, PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_MEMORY, PROCESS_OPEN_FDS, PROCESS_START, PROCESS_THREADS,
-    PROCESS_VIRTUAL_MEMORY,
+    PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_MEMORY, PROCESS_OPEN_FDS, PROCESS_START, PROCESS_THREADS,
+    PROCESS_VIRTUAL_MEMORY, write,
 };
 
 /// Where in `/proc/self/stat` things are, from the field after the name's bracket on: proc(5) counts two more, from 1.
@@ -52,11 +52,6 @@ impl Collector for Process {
         let limit = getrlimit(Resource::Nofile).current.and_then(|limit| i64::try_from(limit).ok());
         limit.map_or(Ok(()), |limit| write(&mut encoder, &PROCESS_MAX_FDS, &ConstGauge::new(limit)))
     }
-}
-
-fn write(encoder: &mut DescriptorEncoder<'_>, metric: &Described, value: &impl EncodeMetric) -> fmt::Result {
-    let meaning = format!("{}.", metric.meaning);
-    value.encode(encoder.encode_descriptor(metric.family(), &meaning, None, value.metric_type())?)
 }
 
 /// A field of `/proc/self/stat`. The program's name before them may hold spaces and brackets.

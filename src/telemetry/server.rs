@@ -83,7 +83,7 @@ async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Arc<Metr
     let service = service_fn(async |request: Request<Incoming>| {
         let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let format = Format::accepted(accept);
-        let turn = Arc::clone(scrapes).try_acquire_owned().ok().filter(|_| request.uri().path() == METRICS);
+        let turn = (request.uri().path() == METRICS).then(|| Arc::clone(scrapes).try_acquire_owned().ok()).flatten();
         is_scrape.store(turn.is_some(), Ordering::Relaxed);
         Ok::<_, Infallible>(respond(request.method(), request.uri().path(), format, probes, metrics, turn))
     });

@@ -99,7 +99,7 @@ impl Outcome {
             Self::Gone => "was deleted".to_owned(),
             Self::Unanswered { waited, says } => {
                 let says = says.as_deref().map_or_else(String::new, |says| format!("; it says {says}"));
-                let waited = super::secs(*waited);
+                let waited = words::length_of(*waited);
                 format!(
                     "no answer within {waited}{says}: is an operator running, or is the endpoint down, or the queue before it long? kubectl \
                      moneygo doctor tells"

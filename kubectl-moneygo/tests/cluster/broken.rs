@@ -5,7 +5,6 @@ use std::time::Duration;
 use fake_moneygo::Script;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt as _};
@@ -131,7 +130,8 @@ async fn break_targets(stage: &Stage) -> Vec<Case> {
     stage.apply_secret(&serde_json::from_value(immutable).unwrap()).await;
     stage.subscribe("immutable", json!({})).await;
 
-    forbid(stage, "refused").await;
+    let metadata = ObjectMeta { name: Some("refused".to_owned()), ..ObjectMeta::default() };
+    stage.refuse(&Secret { metadata, ..Secret::default() }, json!({"reason": "Forbidden"})).await;
     stage.subscribe("refused", json!({})).await;
 
     stage.subscribe("ending", json!({})).await;
@@ -146,29 +146,6 @@ async fn break_targets(stage: &Stage) -> Vec<Case> {
         case("admission refuses the target Secret", "refused", "TargetForbidden"),
         case("the object is held by a finalizer while it goes", "ending", "ObjectEnding"),
     ]
-}
-
-/// Admission refuses to create a Secret of that name.
-async fn forbid(stage: &Stage, secret: &str) {
-    let name = &stage.namespace;
-    let in_namespace = json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
-    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["secrets"]}]);
-    let refusal = json!({"expression": format!("object.metadata.name != '{secret}'"), "reason": "Forbidden"});
-    let constraints = json!({"namespaceSelector": in_namespace, "resourceRules": rules});
-    let policy =
-        json!({"metadata": {"name": name}, "spec": {"matchConstraints": constraints, "validations": [refusal]}});
-    let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
-    let policies: Api<ValidatingAdmissionPolicy> = Api::all(stage.admin.clone());
-    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(stage.admin.clone());
-    policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
-    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-    // The API server heeds a policy some moments after it is there.
-    let trial = PostParams { dry_run: true, ..PostParams::default() };
-    let metadata = ObjectMeta { name: Some(secret.to_owned()), ..ObjectMeta::default() };
-    let secret = Secret { metadata, ..Secret::default() };
-    while stage.secrets().create(&trial, &secret).await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn break_pods(stage: &Stage) -> Vec<Case> {
