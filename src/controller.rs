@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::apply::ApiServer;
 use crate::caches::{Caches, Guarded, ObjectKey};
 use crate::clock::{Clock, Moment};
 use crate::crd::{MoneyGoCredential, Resolved};
@@ -98,6 +99,7 @@ pub struct Settings {
 
 struct Shared {
     settings: Settings,
+    api_server: ApiServer,
     memories: Memories,
     digest_key: RwLock<Option<DigestKey>>,
     /// The clocks as they were compared last.
@@ -148,7 +150,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
         named => named.iter().cloned().map(Some).collect(),
     };
     let beat = Mutex::new((settings.clock.now(), settings.clock.moment()));
-    let shared = Arc::new(Shared { settings, memories: Memories::default(), digest_key: RwLock::new(None), beat });
+    let api_server = ApiServer::new(settings.client.clone());
+    let (memories, digest_key) = (Memories::default(), RwLock::new(None));
+    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, beat });
     let background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
     if !shared.fetch_digest_key().await {
@@ -220,6 +224,7 @@ async fn stop_after(
         () = shutdown.cancelled() => false,
     };
     shared.settings.grants.close();
+    shared.api_server.let_all_through();
     let deadline = tokio::time::Instant::now() + STOP_LIMIT;
     let in_time = ended_already || tokio::time::timeout_at(deadline, running).await.is_ok();
     if !in_time {

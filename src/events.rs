@@ -15,7 +15,7 @@ use crate::secret::{FIELD_MANAGER, Owner};
 /// Events that wait to be written. What comes on top of a full queue is dropped.
 const QUEUE: usize = 2048;
 /// Events that are being written.
-const AT_ONCE: usize = 12;
+const AT_ONCE: usize = 8;
 
 /// What an event is about. docs/events.md has a row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

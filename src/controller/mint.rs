@@ -7,7 +7,6 @@ use kube::ResourceExt as _;
 
 use super::observe::held_facts;
 use super::{Context, LAST_ATTEMPTS, LAST_SECOND, Sight, key_of};
-use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{Reason, Resolved};
 use crate::error::Error;
@@ -34,9 +33,7 @@ impl Context {
         let Some(Ok((id, client_secret))) = read else { return Ok(Action::requeue(Duration::ZERO)) };
         let credentials = ClientCredentials::new(id.to_owned(), client_secret.to_owned());
         let digest = self.shared.digest_key().map(|key| key.of_credentials(id, client_secret));
-        if self.namespace.is_some()
-            && apply::is_namespace_ending(&self.shared.settings.client, &o.owner.namespace).await?
-        {
+        if self.namespace.is_some() && self.shared.api_server.is_namespace_ending(&o.owner.namespace).await? {
             return Ok(Action::await_change());
         }
         // The way here may have taken as long as a term. Who holds a token settles what becomes of it in any case.

@@ -3,7 +3,6 @@
 use kube::ResourceExt as _;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of, owner_of};
-use crate::apply;
 use crate::caches::{Look, ObjectKey};
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
 use crate::digest::Match;
@@ -100,11 +99,11 @@ impl Context {
     /// Reads both Secrets.
     pub(super) async fn look(&self, o: &mut Observed) -> Result<Sight, Error> {
         let Ok(spec) = o.spec.clone() else { return Ok(Sight::default()) };
-        let client = &self.shared.settings.client;
+        let api_server = &self.shared.api_server;
         let namespace = o.owner.namespace.clone();
         let (credentials, target) = futures::future::try_join(
-            apply::read_secret(client, &namespace, &spec.credentials),
-            apply::read_secret(client, &namespace, &spec.target),
+            api_server.read_secret(&namespace, &spec.credentials),
+            api_server.read_secret(&namespace, &spec.target),
         )
         .await?;
         let sight = Sight { credentials, target };

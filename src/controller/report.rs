@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::observe::newest_version;
 use super::{Context, WAITS_BEFORE_REPORT, key_of};
-use crate::apply;
 use crate::caches::Guarded;
 use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
@@ -75,8 +74,8 @@ impl Context {
     }
 
     async fn write_status(&self, owner: &Owner, patch: &Value) -> Result<Version, Error> {
-        let client = &self.shared.settings.client;
-        let result = apply::patch_status(client, &owner.namespace, &owner.name, patch).await;
+        let api_server = &self.shared.api_server;
+        let result = api_server.patch_status(&owner.namespace, &owner.name, patch).await;
         self.shared.settings.metrics.status_write(&result);
         result
     }
@@ -158,8 +157,8 @@ impl Context {
         if !self.shared.settings.leadership.is_leader() || meta.deletion_timestamp.is_some() {
             return Ok(Action::await_change());
         }
-        let client = &self.shared.settings.client;
-        let Some(object) = apply::read_any_credential(client, &owner.namespace, &owner.name).await? else {
+        let api_server = &self.shared.api_server;
+        let Some(object) = api_server.read_any_credential(&owner.namespace, &owner.name).await? else {
             return Ok(Action::await_change());
         };
         let stored = object.data.get("status").cloned().unwrap_or_default();

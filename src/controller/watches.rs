@@ -221,7 +221,7 @@ impl Shared {
     /// Returns whether there is nothing more to try.
     pub(super) async fn fetch_digest_key(&self) -> bool {
         let fetched = match &self.settings.own_namespace {
-            Some(namespace) => Some(apply::digest_key(&self.settings.client, namespace).await),
+            Some(namespace) => Some(self.api_server.digest_key(namespace).await),
             None => None,
         };
         let mut key = self.digest_key.write().unwrap_or_else(PoisonError::into_inner);

@@ -6,7 +6,6 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
-use crate::apply;
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
@@ -126,9 +125,9 @@ impl Context {
             live.metadata.owner_references.clone().unwrap_or_default()
                 != wanted.metadata.owner_references.clone().unwrap_or_default()
         });
-        let mut result = apply::write_secret(&self.shared.settings.client, &wanted).await;
+        let mut result = self.shared.api_server.write_secret(&wanted).await;
         if changes_owner && result.as_ref().is_err_and(Error::is_forbidden) {
-            result = apply::write_secret(&self.shared.settings.client, &compose(Ownership::AsFound)).await;
+            result = self.shared.api_server.write_secret(&compose(Ownership::AsFound)).await;
             if result.is_ok() {
                 self.owner_refused(o);
             }
