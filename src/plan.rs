@@ -9,7 +9,7 @@ use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason, Resolved, SpecP
 use crate::digest::Match;
 use crate::schedule::{self, Life, Urgency};
 use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
-use crate::status::{Failure, Report, State, Verdict};
+use crate::status::{self, Failure, Report, State, Verdict};
 
 const OUTAGE: &str = "the token endpoint is down for everyone; a token is asked for as soon as it is back";
 
@@ -327,13 +327,26 @@ fn without_what_is_over(o: &Observed) -> Observed {
 fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
     let held_back = spec.suspend
         || is_immutable(o)
-        || credentials_problem(o).is_some()
         || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
         || allowed_at(o, cause) > o.now;
     if held_back {
         return account(o);
     }
+    if is_absence_unsure(o) {
+        return Plan::Look;
+    }
+    if credentials_problem(o).is_some() {
+        return account(o);
+    }
     if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
+}
+
+/// Two watches have no order: an object may be shown before the Secret that was made first. Nobody is told of what is missing
+/// without a look.
+fn is_absence_unsure(o: &Observed) -> bool {
+    let told = status::condition(&o.status, ConditionType::Refreshed);
+    let is_told = told.is_some_and(|refreshed| refreshed.reason == Reason::CredentialsNotFound.as_str());
+    o.credentials == Credentials::Missing && !o.live && !is_told
 }
 
 fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {

@@ -460,6 +460,22 @@ fn bad_credentials_are_named_and_remembered_and_no_token_is_asked_for_with_them(
 }
 
 #[test]
+fn nobody_is_told_that_credentials_are_missing_without_a_look_and_it_takes_one() {
+    let mut world = World::new();
+    let mut unseen = world.observe(false);
+    unseen.credentials = Credentials::Missing;
+    assert_eq!(plan(&unseen), Plan::Look, "the Secrets' watch may be behind the objects'");
+    unseen = world.observe(true);
+    assert_eq!(plan(&unseen), Plan::Mint(Cause::First), "it was");
+    without_credentials(&mut world);
+    world.settle();
+    assert_eq!((world.looks, world.condition(ConditionType::Refreshed)), (1, ("False", "CredentialsNotFound")));
+    world.respec(|spec| spec.scope = "read".into());
+    world.settle();
+    assert_eq!(world.looks, 1, "what was told is not looked at again");
+}
+
+#[test]
 fn a_spec_that_names_the_right_key_of_incomplete_credentials_mends_them() {
     let mut world = World::new();
     world.put_credentials(data([("client_id", b"id"), ("password", b"secret")]));
