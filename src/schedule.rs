@@ -351,6 +351,12 @@ mod tests {
     }
 
     #[test]
+    fn those_that_wait_are_ordered_by_when_they_came_or_their_token_ends() {
+        let moment = at("2026-01-01T00:00:00Z");
+        assert_eq!([Urgency::New(moment).at(), Urgency::Ends(moment).at()], [moment, moment]);
+    }
+
+    #[test]
     fn thirty_days_are_refreshed_with_a_third_left_and_up_to_a_tenth_earlier() {
         let month = life(30 * 86_400);
         for seed in 0..500 {

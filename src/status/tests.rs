@@ -233,4 +233,14 @@ fn the_change_is_what_says_something_else_and_rather_what_is_false() {
     assert_eq!(change(&limited, &another), is("Refreshed", "BadResponse"), "the same status, for another reason");
     let another = says(VALID, (State::Unknown, Reason::RateLimited));
     assert_eq!(change(&limited, &another), is("Refreshed", "RateLimited"), "another status for the same reason");
+    let suspended = says((State::False, Reason::Suspended), (State::Unknown, Reason::Suspended));
+    assert_eq!(change(&blank(), &suspended), is("Ready", "Suspended"), "what is False, whatever it is");
+}
+
+#[test]
+fn a_state_is_known_by_its_name() {
+    for state in State::ALL {
+        assert_eq!(State::of(state.as_str()), Some(state));
+    }
+    assert_eq!(State::of("true"), None);
 }
