@@ -50,6 +50,7 @@ COPY tests/consumer/Cargo.toml tests/consumer/
 COPY tests/controlplane/Cargo.toml tests/controlplane/
 COPY tests/fake-moneygo/Cargo.toml tests/fake-moneygo/
 COPY tests/faults/Cargo.toml tests/faults/
+COPY tests/model/Cargo.toml tests/model/
 COPY tests/simulation/Cargo.toml tests/simulation/
 COPY xtask/Cargo.toml xtask/
 RUN set -eu; \
