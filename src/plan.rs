@@ -21,6 +21,8 @@ pub struct Observed {
     pub now: Timestamp,
     /// The object's name and uid.
     pub owner: Owner,
+    /// The object's version that this was seen of.
+    pub version: Version,
     /// `metadata.generation`.
     pub generation: Option<i64>,
     /// `metadata.creationTimestamp`.
@@ -327,26 +329,26 @@ fn without_what_is_over(o: &Observed) -> Observed {
 fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
     let held_back = spec.suspend
         || is_immutable(o)
+        || credentials_problem(o).is_some()
         || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
         || allowed_at(o, cause) > o.now;
-    if held_back {
-        return account(o);
+    match (held_back, o.live) {
+        (true, false) if tells_of_absence(o) => Plan::Look,
+        (true, _) => account(o),
+        (false, false) => Plan::LookToMint,
+        (false, true) => Plan::Mint(cause),
     }
-    if is_absence_unsure(o) {
-        return Plan::Look;
-    }
-    if credentials_problem(o).is_some() {
-        return account(o);
-    }
-    if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
 }
 
 /// Two watches have no order: an object may be shown before the Secret that was made first. Nobody is told of what is missing
 /// without a look.
-fn is_absence_unsure(o: &Observed) -> bool {
-    let told = status::condition(&o.status, ConditionType::Refreshed);
-    let is_told = told.is_some_and(|refreshed| refreshed.reason == Reason::CredentialsNotFound.as_str());
-    o.credentials == Credentials::Missing && !o.live && !is_told
+fn tells_of_absence(o: &Observed) -> bool {
+    let Plan::Rest(report, _) = account(o) else { return false };
+    let is_news = |kind, verdict: &Verdict| {
+        let told = status::condition(&o.status, kind).is_some_and(|told| told.reason == verdict.reason.as_str());
+        verdict.reason == Reason::CredentialsNotFound && !told
+    };
+    is_news(ConditionType::Ready, &report.ready) || is_news(ConditionType::Refreshed, &report.refreshed)
 }
 
 fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {

@@ -159,20 +159,6 @@ async fn an_object_made_anew_tells_that_it_goes_on_with_the_token_that_is_there(
     operator.stop().await;
 }
 
-/// Two watches have no order.
-#[tokio::test(flavor = "multi_thread")]
-async fn of_an_object_that_is_made_right_after_its_credentials_nothing_bad_is_told() {
-    let stage = Stage::new("events-together").await;
-    let operator = stage.operator().start().await;
-    for number in 0..25 {
-        let name = format!("payments-{number}");
-        stage.subscribe(&name, json!({})).await;
-        let told = told_after(&stage, &name, "TokenIssued").await;
-        assert_eq!(told, counts([("TokenIssued", 1)]), "{name}");
-    }
-    operator.stop().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_tells_nothing_again() {
     let stage = Stage::new("events-restart").await;

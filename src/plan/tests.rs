@@ -465,6 +465,9 @@ fn nobody_is_told_that_credentials_are_missing_without_a_look_and_it_takes_one()
     let mut unseen = world.observe(false);
     unseen.credentials = Credentials::Missing;
     assert_eq!(plan(&unseen), Plan::Look, "the Secrets' watch may be behind the objects'");
+    let mut suspended = unseen.clone();
+    suspended.spec.as_mut().unwrap().suspend = true;
+    assert_eq!(plan(&suspended), Plan::Look, "whether or not one is to be asked for");
     unseen = world.observe(true);
     assert_eq!(plan(&unseen), Plan::Mint(Cause::First), "it was");
     without_credentials(&mut world);
