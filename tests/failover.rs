@@ -309,3 +309,26 @@ async fn two_that_both_lead_settle_on_a_living_token() {
         assert_eq!(stage.moneygo.state_of(&token, stage::now()), TokenState::Alive, "{name}");
     }
 }
+
+/// What another leader wrote while a pass was under way is planned on before anything is said over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_tells_of_a_later_token_is_not_written_over() {
+    let stage = Stage::new("failover-status").await;
+    let operator = operator(&stage).start().await;
+    stage.moneygo.hold_answers();
+    stage.subscribe("payments", json!({})).await;
+    stage.moneygo.wait_for_held(1, SOON).await.unwrap();
+    let later = jiff::Timestamp::try_from(stage::now()).unwrap();
+    let expires_at = later + jiff::SignedDuration::from_hours(24);
+    stage.patch_status("payments", json!({"status": {"issuedAt": later, "expiresAt": expires_at}})).await;
+    // Of one watch, so that the operator has seen the first when it answers the second.
+    stage.credential("other", json!({})).await;
+    stage.says("other", "Ready", "False", "CredentialsNotFound").await;
+    stage.moneygo.release();
+    // The Secret holds the earlier token: the later one is gone, and asked for again.
+    let grants = stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap();
+    assert_eq!(grants.len(), 2);
+    let ready = stage.ready("payments").await;
+    assert!(ready.status.unwrap().issued_at.unwrap() > later);
+    operator.stop().await;
+}

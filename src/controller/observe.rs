@@ -25,13 +25,15 @@ impl Context {
             memory.attempt = Some(attempt);
         }
         let spec = credential.resolve();
+        let (version, status) = newest_version(credential, &memory);
         let mut o = Observed {
             now,
+            version,
             generation: credential.metadata.generation,
             created: credential.creation_timestamp().map(|time| time.0),
             ending: self.is_ending(&owner, credential),
             refresh_requested: requested,
-            status: newest_status(credential, &memory),
+            status,
             failure: None,
             leading: self.shared.settings.leadership.is_leader(),
             rival: None,

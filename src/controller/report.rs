@@ -1,5 +1,7 @@
 //! Saying how things stand: the status, the log, events.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
@@ -32,13 +34,10 @@ impl Context {
         report: status::Report,
         again_at: Option<Timestamp>,
     ) -> Result<Action, Error> {
-        let key = key_of(&o.owner);
-        let object = self.caches.credential(&key);
-        let credential = object.and_then(Guarded::credential);
-        let Some(credential) = credential.filter(|credential| credential.uid().as_ref() == Some(&o.owner.uid)) else {
-            return Ok(Action::await_change());
-        };
-        let (version, before) = newest_version(&credential, &self.shared.memories.of(&key, &o.owner.uid));
+        let Some((version, before)) = self.newest_of(&o.owner) else { return Ok(Action::await_change()) };
+        if self.is_outdated(o, &version) {
+            return Ok(Action::requeue(Duration::ZERO));
+        }
         let wanted = report.status(&before, o.now);
         self.warn_of_sharing(o);
         if wanted != before {
@@ -66,11 +65,25 @@ impl Context {
         again_at: Option<Timestamp>,
         resumes: bool,
     ) -> Result<Action, Error> {
+        let resumes = resumes && self.newest_of(&o.owner).is_some_and(|(version, _)| !self.is_outdated(o, &version));
         let action = self.report(o, report, again_at).await?;
         if resumes {
             self.adopted(o);
         }
         Ok(action)
+    }
+
+    /// `None` of an object that is gone.
+    fn newest_of(&self, owner: &Owner) -> Option<(Version, MoneyGoCredentialStatus)> {
+        let key = key_of(owner);
+        let credential = self.caches.credential(&key).and_then(Guarded::credential)?;
+        let is_that = credential.uid().as_ref() == Some(&owner.uid);
+        is_that.then(|| newest_version(&credential, &self.shared.memories.of(&key, &owner.uid)))
+    }
+
+    /// Whether someone else wrote the object since the pass began: what they know, another leader perhaps, is planned on first.
+    fn is_outdated(&self, o: &Observed, version: &Version) -> bool {
+        *version != o.version && !self.shared.memories.wrote_status(&key_of(&o.owner), version)
     }
 
     async fn write_status(&self, owner: &Owner, patch: &Value) -> Result<Version, Error> {

@@ -213,6 +213,7 @@ impl World {
         let mut o = Observed {
             now: self.now,
             owner: self.owner.clone(),
+            version: Version::default(),
             generation: Some(self.generation),
             created: Some(start()),
             ending: self.ending,

@@ -16,9 +16,6 @@ struct Options {
     /// Beside all others, what takes an hour
     #[arg(long)]
     long: bool,
-    /// Only what breaks a promise, and is not mended yet
-    #[arg(long)]
-    known: bool,
     /// Only settings that have this in their names, as in `Revoking:2`
     #[arg(long, default_value = "")]
     only: String,
@@ -29,9 +26,6 @@ struct Options {
 
 impl Options {
     fn settings(&self) -> Vec<Setting> {
-        if self.known {
-            return Setting::known().collect();
-        }
         let large = (!self.small).then(Setting::large).into_iter().flatten();
         let long = self.long.then(Setting::long).into_iter().flatten();
         Setting::small().chain(large).chain(long).collect()

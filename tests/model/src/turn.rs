@@ -142,7 +142,7 @@ impl Turn<'_> {
     fn observe(&mut self) -> Observed {
         let (now, leading) = (self.now(), self.leads());
         let me = self.me();
-        let status = me.newest_status().1;
+        let (version, status) = me.newest_status();
         let refresh_requested = me.object.refresh_requested.clone();
         if me.memory.attempt.is_none() && status.failed_attempts.is_some() {
             let attempt = Attempt { refresh_requested: refresh_requested.clone(), target: None };
@@ -152,6 +152,7 @@ impl Turn<'_> {
         let mut o = Observed {
             now,
             owner: owner(),
+            version,
             generation: Some(me.object.generation),
             created: Some(Setting::start()),
             ending: false,
@@ -241,11 +242,19 @@ impl Turn<'_> {
 
     fn report(&mut self, o: &Observed, report: &Report, next: Next) {
         let (version, before) = self.me().newest_status();
+        if self.is_outdated(o, &version) {
+            return self.end(Next::Soon);
+        }
         let status = report.status(&before, o.now);
         if status == before {
             return self.end(next);
         }
         self.me().pass = Pass::Report { version: version.into(), status: status.into(), next, answer: None };
+    }
+
+    fn is_outdated(&mut self, o: &Observed, version: &Version) -> bool {
+        let written = &self.me().memory.status;
+        *version != o.version && written.as_ref().is_none_or(|(written, _)| written != version)
     }
 
     fn mint(&mut self, o: Observed, cause: Cause, target: Option<&Shared<Secret>>) {
