@@ -6,10 +6,10 @@ mod stage;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use fake_moneygo::{Outage, Request};
+use fake_moneygo::{Grant, Outage, Request};
 use moneygo_controlplane::AuditMark;
 use serde_json::json;
-use stage::{SOON, Scene, Stage, condition};
+use stage::{Condition, SOON, Scene, Stage, condition};
 
 const OBJECTS: usize = 10;
 /// Recovery begins within this time of the endpoint's return.
@@ -72,6 +72,11 @@ async fn an_outage_is_probed_by_one_and_its_end_releases_all() {
     operator.stop().await;
 }
 
+fn assert_in_time(name: &str, told: &Condition, grant: &Grant) {
+    let late = SystemTime::from(told.last_transition_time.0).duration_since(grant.expires).unwrap_or_default();
+    assert!(late < Duration::from_secs(2), "{name}: told {late:?} after the end");
+}
+
 /// Once it is known, no request begins before the last is answered, nor sooner than a probe may.
 fn probes_are_apart(failures: &[Request], until: SystemTime) {
     for pair in failures[BEFORE_IT_IS_KNOWN - 1..].windows(2) {
@@ -95,9 +100,7 @@ async fn a_token_that_ends_in_an_outage_is_told_of_and_replaced_after_it() {
         let object = stage.says(name, "Ready", "False", "TokenExpired").await;
         let ready = condition(&object, "Ready").unwrap();
         let grant = stage.moneygo.grants_of(name).pop().unwrap();
-        let told = SystemTime::from(ready.last_transition_time.0);
-        let late = told.duration_since(grant.expires).unwrap_or_default();
-        assert!(late < Duration::from_secs(2), "{name}: told {late:?} after the end");
+        assert_in_time(name, &ready, &grant);
         assert_eq!(stage.token(name).await, grant.token, "{name}: the last token stays");
         assert_eq!(condition(&object, "Stalled").unwrap().status, "False");
     }
@@ -108,5 +111,28 @@ async fn a_token_that_ends_in_an_outage_is_told_of_and_replaced_after_it() {
         stage.until(&format!("{name} is Ready again"), RECOVERY, is_back).await;
     }
     println!("all are Ready {:.1?} after the return", back.elapsed());
+    operator.stop().await;
+}
+
+/// Money-Go says nothing for as long as the operator waits; the token ends meanwhile. What others write of the object changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_while_the_next_is_awaited_is_told_of_whoever_writes_the_object_then() {
+    let stage = Stage::setup("awaited").moneygo(|moneygo| moneygo.expires_in(Duration::from_secs(6))).open().await;
+    let operator = stage.operator().start().await;
+    for name in ["untouched", "annotated"] {
+        stage.subscribe(name, json!({})).await;
+        stage.ready(name).await;
+    }
+    stage.moneygo.hold();
+    stage.moneygo.wait_for_held(2, SOON).await.unwrap();
+    stage.patch("annotated", json!({"metadata": {"annotations": {"example.com/team": "payments"}}})).await;
+    for name in ["untouched", "annotated"] {
+        let object = stage.says(name, "Ready", "False", "TokenExpired").await;
+        let grant = stage.moneygo.grants_of(name).pop().unwrap();
+        assert_in_time(name, &condition(&object, "Ready").unwrap(), &grant);
+    }
+    stage.moneygo.release();
+    stage.ready("untouched").await;
+    stage.ready("annotated").await;
     operator.stop().await;
 }

@@ -94,7 +94,10 @@ impl Context {
             return std::future::pending().await;
         };
         tokio::time::sleep(left).await;
-        o.now = self.now();
+        match self.newest_of(&o.owner) {
+            Some((credential, version, _)) if self.is_outdated(&o, &version) => o = self.observe(&credential),
+            _ => o.now = self.now(),
+        }
         // What cannot be said now is said with what comes of the request.
         let _ = self.account(&mut o).await;
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::observe::newest_version;
 use super::{Context, WAITS_BEFORE_REPORT, key_of};
 use crate::caches::Guarded;
-use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
+use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::{EventReason, FAILURES, Notice};
 use crate::memory::Told;
@@ -34,7 +34,7 @@ impl Context {
         report: status::Report,
         again_at: Option<Timestamp>,
     ) -> Result<Action, Error> {
-        let Some((version, before)) = self.newest_of(&o.owner) else { return Ok(Action::await_change()) };
+        let Some((_, version, before)) = self.newest_of(&o.owner) else { return Ok(Action::await_change()) };
         if self.is_outdated(o, &version) {
             return Ok(Action::requeue(Duration::ZERO));
         }
@@ -65,7 +65,7 @@ impl Context {
         again_at: Option<Timestamp>,
         resumes: bool,
     ) -> Result<Action, Error> {
-        let resumes = resumes && self.newest_of(&o.owner).is_some_and(|(version, _)| !self.is_outdated(o, &version));
+        let resumes = resumes && self.newest_of(&o.owner).is_some_and(|(_, version, _)| !self.is_outdated(o, &version));
         let action = self.report(o, report, again_at).await?;
         if resumes {
             self.adopted(o);
@@ -73,16 +73,17 @@ impl Context {
         Ok(action)
     }
 
-    /// `None` of an object that is gone.
-    fn newest_of(&self, owner: &Owner) -> Option<(Version, MoneyGoCredentialStatus)> {
+    /// The object, and the newest version and status of it. `None` where it is gone.
+    pub(super) fn newest_of(&self, owner: &Owner) -> Option<(MoneyGoCredential, Version, MoneyGoCredentialStatus)> {
         let key = key_of(owner);
-        let credential = self.caches.credential(&key).and_then(Guarded::credential)?;
-        let is_that = credential.uid().as_ref() == Some(&owner.uid);
-        is_that.then(|| newest_version(&credential, &self.shared.memories.of(&key, &owner.uid)))
+        let credential = self.caches.credential(&key).and_then(Guarded::credential);
+        let credential = credential.filter(|found| found.uid().as_ref() == Some(&owner.uid))?;
+        let (version, status) = newest_version(&credential, &self.shared.memories.of(&key, &owner.uid));
+        Some((credential, version, status))
     }
 
     /// Whether someone else wrote the object since the pass began: what they know, another leader perhaps, is planned on first.
-    fn is_outdated(&self, o: &Observed, version: &Version) -> bool {
+    pub(super) fn is_outdated(&self, o: &Observed, version: &Version) -> bool {
         *version != o.version && !self.shared.memories.wrote_status(&key_of(&o.owner), version)
     }
 
