@@ -246,6 +246,23 @@ struct Obstacle {
 /// Maps what was observed to what is to be done.
 #[must_use]
 pub fn plan(o: &Observed) -> Plan {
+    match decide(o) {
+        Plan::Rest(report, _) if !o.live && tells_of_absence(&o.status, &report) => Plan::Look,
+        plan => plan,
+    }
+}
+
+/// Two watches have no order: an object may be shown before the Secret that was made first. Nobody is told of what is missing
+/// without a look.
+fn tells_of_absence(told: &MoneyGoCredentialStatus, report: &Report) -> bool {
+    let is_news = |kind, verdict: &Verdict| {
+        let is_told = status::condition(told, kind).is_some_and(|told| told.reason == verdict.reason.as_str());
+        verdict.reason == Reason::CredentialsNotFound && !is_told
+    };
+    is_news(ConditionType::Ready, &report.ready) || is_news(ConditionType::Refreshed, &report.refreshed)
+}
+
+fn decide(o: &Observed) -> Plan {
     if o.ending {
         return plan_ending(o);
     }
@@ -333,22 +350,10 @@ fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
         || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
         || allowed_at(o, cause) > o.now;
     match (held_back, o.live) {
-        (true, false) if tells_of_absence(o) => Plan::Look,
         (true, _) => account(o),
         (false, false) => Plan::LookToMint,
         (false, true) => Plan::Mint(cause),
     }
-}
-
-/// Two watches have no order: an object may be shown before the Secret that was made first. Nobody is told of what is missing
-/// without a look.
-fn tells_of_absence(o: &Observed) -> bool {
-    let Plan::Rest(report, _) = account(o) else { return false };
-    let is_news = |kind, verdict: &Verdict| {
-        let told = status::condition(&o.status, kind).is_some_and(|told| told.reason == verdict.reason.as_str());
-        verdict.reason == Reason::CredentialsNotFound && !told
-    };
-    is_news(ConditionType::Ready, &report.ready) || is_news(ConditionType::Refreshed, &report.refreshed)
 }
 
 fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {

@@ -132,7 +132,9 @@ async fn a_token_that_ends_while_the_next_is_awaited_is_told_of_whoever_writes_t
         assert_in_time(name, &condition(&object, "Ready").unwrap(), &grant);
     }
     stage.moneygo.release();
-    stage.ready("untouched").await;
-    stage.ready("annotated").await;
+    for name in ["untouched", "annotated"] {
+        stage.ready(name).await;
+        stage.told(name, "Recovered").await;
+    }
     operator.stop().await;
 }

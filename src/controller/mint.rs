@@ -51,7 +51,10 @@ impl Context {
         let asking = Box::pin(span.around(permit.request(&credentials, &spec.scope)));
         let answer = match select(asking, Box::pin(self.tell_of_expiry(o.clone()))).await {
             Either::Left((answer, _)) => answer,
-            Either::Right(((), asking)) => asking.await,
+            Either::Right((told, asking)) => {
+                o.version = told.unwrap_or_else(|| o.version.clone());
+                asking.await
+            }
         };
         let result = answer.as_ref().map_or_else(|(error, _)| failure_reason(error), |_| Reason::Succeeded);
         span.ended(result.as_str(), answer.is_err());
@@ -87,19 +90,28 @@ impl Context {
         }
     }
 
-    /// Says so as the token in the target ends, though the answer that may bring another is still to come.
-    async fn tell_of_expiry(&self, mut o: Observed) {
+    /// Says so as the token in the target ends, though the answer that may bring another is still to come. Returns the object's version
+    /// since then, where nobody else has written it: of what others wrote the pass knows nothing.
+    async fn tell_of_expiry(&self, mut o: Observed) -> Option<Version> {
         let left = life_in_target(&o).map(|life| life.expires_at.duration_since(self.now()));
         let Some(left) = left.and_then(|left| Duration::try_from(left).ok()).filter(|left| !left.is_zero()) else {
             return std::future::pending().await;
         };
         tokio::time::sleep(left).await;
-        match self.newest_of(&o.owner) {
-            Some((credential, version, _)) if self.is_outdated(&o, &version) => o = self.observe(&credential),
-            _ => o.now = self.now(),
+        o.now = self.now();
+        let (credential, version, _) = self.newest_of(&o.owner)?;
+        let is_another = version != o.version;
+        if is_another {
+            o = self.observe(&credential);
+            match plan::plan(&o) {
+                Plan::Stand => return None,
+                Plan::Look => drop(self.look(&mut o).await.ok()?),
+                _ => {}
+            }
         }
         // What cannot be said now is said with what comes of the request.
         let _ = self.account(&mut o).await;
+        (!is_another).then_some(o.version)
     }
 
     /// From here on the token is not lost while the process lives.

@@ -35,7 +35,8 @@ impl Context {
         again_at: Option<Timestamp>,
     ) -> Result<Action, Error> {
         let Some((_, version, before)) = self.newest_of(&o.owner) else { return Ok(Action::await_change()) };
-        if self.is_outdated(o, &version) {
+        if version != o.version {
+            // Someone else wrote it since the pass began: what they know, another leader perhaps, is planned on first.
             return Ok(Action::requeue(Duration::ZERO));
         }
         let wanted = report.status(&before, o.now);
@@ -44,6 +45,7 @@ impl Context {
             match self.write_status(&o.owner, &status::patch(&version, &wanted)).await {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
+                    o.version = version.clone();
                     self.remember(&o.owner, |memory| {
                         memory.status = Some((version, wanted));
                         memory.untold = None;
@@ -65,7 +67,7 @@ impl Context {
         again_at: Option<Timestamp>,
         resumes: bool,
     ) -> Result<Action, Error> {
-        let resumes = resumes && self.newest_of(&o.owner).is_some_and(|(_, version, _)| !self.is_outdated(o, &version));
+        let resumes = resumes && self.newest_of(&o.owner).is_some_and(|(_, version, _)| version == o.version);
         let action = self.report(o, report, again_at).await?;
         if resumes {
             self.adopted(o);
@@ -80,11 +82,6 @@ impl Context {
         let credential = credential.filter(|found| found.uid().as_ref() == Some(&owner.uid))?;
         let (version, status) = newest_version(&credential, &self.shared.memories.of(&key, &owner.uid));
         Some((credential, version, status))
-    }
-
-    /// Whether someone else wrote the object since the pass began: what they know, another leader perhaps, is planned on first.
-    pub(super) fn is_outdated(&self, o: &Observed, version: &Version) -> bool {
-        *version != o.version && !self.shared.memories.wrote_status(&key_of(&o.owner), version)
     }
 
     async fn write_status(&self, owner: &Owner, patch: &Value) -> Result<Version, Error> {

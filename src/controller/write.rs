@@ -22,8 +22,8 @@ use crate::work::Action;
 impl Context {
     /// Whether a new token ends a failure that was told: that the last one has expired may have been while this one was on the way.
     fn recovers(&self, o: &Observed) -> bool {
-        let written = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).status;
-        let told = written.as_ref().map_or(&o.status, |(_, status)| status);
+        let newest = self.newest_of(&o.owner).map(|(_, _, status)| status);
+        let told = newest.as_ref().unwrap_or(&o.status);
         status::is_failing(told) && told.issued_at.is_some() && !o.ending
     }
 

@@ -468,6 +468,9 @@ fn nobody_is_told_that_credentials_are_missing_without_a_look_and_it_takes_one()
     let mut suspended = unseen.clone();
     suspended.spec.as_mut().unwrap().suspend = true;
     assert_eq!(plan(&suspended), Plan::Look, "whether or not one is to be asked for");
+    let mut living = scene().observe(false);
+    living.credentials = Credentials::Missing;
+    assert_eq!(plan(&living), Plan::Look, "or another Secret is named, which was made just before");
     unseen = world.observe(true);
     assert_eq!(plan(&unseen), Plan::Mint(Cause::First), "it was");
     without_credentials(&mut world);

@@ -242,7 +242,7 @@ impl Turn<'_> {
 
     fn report(&mut self, o: &Observed, report: &Report, next: Next) {
         let (version, before) = self.me().newest_status();
-        if self.is_outdated(o, &version) {
+        if version != o.version {
             return self.end(Next::Soon);
         }
         let status = report.status(&before, o.now);
@@ -250,11 +250,6 @@ impl Turn<'_> {
             return self.end(next);
         }
         self.me().pass = Pass::Report { version: version.into(), status: status.into(), next, answer: None };
-    }
-
-    fn is_outdated(&mut self, o: &Observed, version: &Version) -> bool {
-        let written = &self.me().memory.status;
-        *version != o.version && written.as_ref().is_none_or(|(written, _)| written != version)
     }
 
     fn mint(&mut self, o: Observed, cause: Cause, target: Option<&Shared<Secret>>) {
