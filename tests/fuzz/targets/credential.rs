@@ -79,6 +79,7 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
     let mut observed = Observed {
         now,
         owner: Owner { namespace: "n".to_owned(), name: "o".to_owned(), uid: "the-uid".to_owned() },
+        version: Version::default(),
         generation: credential.metadata.generation,
         created: None,
         ending: false,
