@@ -21,7 +21,7 @@ pub use key::ObjectKey;
 
 use packed::Packed;
 
-use crate::secret::{Contender, Facts, Owner, SecretMeta, Version};
+use crate::secret::{Contender, Facts, Owner, Seal, SecretMeta, Version};
 
 /// What an object names, for finding it when one of those Secrets changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,19 @@ pub enum Look {
     Sound,
     /// It is not; or the Secret changed since.
     Unsound,
+}
+
+impl Look {
+    /// Whether what its metadata tells is to be believed. A Secret that nobody looked at since the start is trusted where
+    /// `managedFields` show that we wrote its data last.
+    #[must_use]
+    pub fn trusts(self, facts: &Facts) -> bool {
+        match self {
+            Self::Sound => true,
+            Self::Unsound => false,
+            Self::Never => facts.seal == Seal::Intact,
+        }
+    }
 }
 
 struct Known {

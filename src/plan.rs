@@ -124,6 +124,12 @@ impl Target {
             Self::Seen { facts, .. } | Self::Read { facts, .. } => Some(facts),
         }
     }
+
+    /// The life of the token that was read in it.
+    #[must_use]
+    pub fn life(&self) -> Option<Life> {
+        if let Self::Read { found: Found::Token(life), .. } = self { Some(*life) } else { None }
+    }
 }
 
 /// What is known of a token that was issued and is not written yet. The token itself is not here.
@@ -318,7 +324,7 @@ fn is_overtaken(o: &Observed, held: &Held) -> bool {
 
 /// Another replica was given the same token later, and wrote it: what is recorded of it is newer than what we would record.
 fn is_of_a_later_request(o: &Observed, held: &Held) -> bool {
-    matches!(&o.target, Target::Read { found: Found::Token(life), .. } if life.issued_at > held.issue.life.issued_at)
+    o.target.life().is_some_and(|life| life.issued_at > held.issue.life.issued_at)
 }
 
 fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
@@ -349,11 +355,10 @@ fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
         || credentials_problem(o).is_some()
         || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
         || allowed_at(o, cause) > o.now;
-    match (held_back, o.live) {
-        (true, _) => account(o),
-        (false, false) => Plan::LookToMint,
-        (false, true) => Plan::Mint(cause),
+    if held_back {
+        return account(o);
     }
+    if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
 }
 
 fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {

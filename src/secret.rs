@@ -472,6 +472,15 @@ pub enum Ownership {
     AsFound,
 }
 
+/// Whether what is there is as it should be, so that nothing has to be written: it was already, and the answer was lost.
+#[must_use]
+pub fn is_same(live: &Secret, wanted: &Secret) -> bool {
+    live.data == wanted.data
+        && live.metadata.labels == wanted.metadata.labels
+        && live.metadata.annotations == wanted.metadata.annotations
+        && live.metadata.owner_references == wanted.metadata.owner_references
+}
+
 /// The target as it should be: what is there (`live`), less what we wrote and no longer want, with the token, the owner
 /// and every mark. Keys, labels, annotations and owners of others stay.
 #[must_use]

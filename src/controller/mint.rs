@@ -12,9 +12,9 @@ use crate::crd::{Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
 use crate::memory::{Attempt, HeldToken, Told};
-use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan, Target};
+use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan};
 use crate::schedule::{self, Backoff, Life};
-use crate::secret::{self, Found, Issue, Version};
+use crate::secret::{self, Issue, Version};
 use crate::status::Failure;
 use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
 use crate::traces::Span;
@@ -83,7 +83,7 @@ impl Context {
                 };
                 self.hold(
                     o,
-                    HeldToken { token: grant.token, issue, replaces: life_in_target(o).map(|life| life.issued_at) },
+                    HeldToken { token: grant.token, issue, replaces: o.target.life().map(|life| life.issued_at) },
                 );
                 self.deliver(o, sight).await
             }
@@ -93,7 +93,7 @@ impl Context {
     /// Says so as the token in the target ends, though the answer that may bring another is still to come. Returns the object's version
     /// since then, where nobody else has written it: of what others wrote the pass knows nothing.
     async fn tell_of_expiry(&self, mut o: Observed) -> Option<Version> {
-        let left = life_in_target(&o).map(|life| life.expires_at.duration_since(self.now()));
+        let left = o.target.life().map(|life| life.expires_at.duration_since(self.now()));
         let Some(left) = left.and_then(|left| Duration::try_from(left).ok()).filter(|left| !left.is_zero()) else {
             return std::future::pending().await;
         };
@@ -203,7 +203,7 @@ impl Context {
         retry_after: Option<Duration>,
     ) -> Result<Action, Error> {
         let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
-        let living = life_in_target(o).map(|life| life.expires_at);
+        let living = o.target.life().map(|life| life.expires_at);
         let next_attempt_at = schedule::next_attempt(o.now, backoff, attempts, retry_after, living, &o.owner.uid);
         let failure = Failure { reason, message, at: o.now, attempts, next_attempt_at };
         if self.is_news(o, reason) {
@@ -235,13 +235,9 @@ impl Context {
     }
 }
 
-pub(super) fn life_in_target(o: &Observed) -> Option<Life> {
-    if let Target::Read { found: Found::Token(life), .. } = &o.target { Some(*life) } else { None }
-}
-
 /// The new token's life, in the light of what is there: the provider may have given the same token again.
 pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, token: &AccessToken) -> Life {
-    match life_in_target(o) {
+    match o.target.life() {
         Some(earlier) if sight.stored_token(o, spec) == Some(token.expose()) => life.of_repeated(earlier),
         _ => life,
     }
@@ -250,7 +246,7 @@ pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, to
 /// A provider that repeats its token says of one that ends within the second that it lives for 0 s, or gives it so late that
 /// it is over. Soon it has a new one, which it is asked for until the end has passed.
 fn is_at_its_end(o: &Observed) -> bool {
-    life_in_target(o).is_some_and(|life| {
+    o.target.life().is_some_and(|life| {
         let asked_since = o.failure.as_ref().is_some_and(|failure| failure.at >= life.expires_at);
         !asked_since && schedule::before(life.expires_at, LAST_SECOND) <= o.now
     })

@@ -3,7 +3,7 @@
 use kube::ResourceExt as _;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of, owner_of};
-use crate::caches::{Look, ObjectKey};
+use crate::caches::ObjectKey;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
 use crate::digest::Match;
 use crate::error::Error;
@@ -58,7 +58,10 @@ impl Context {
         let target = o.status.target_name.clone().unwrap_or_else(|| credential.target_name().to_owned());
         let target = o.spec.as_ref().map_or(&target, |spec| &spec.target);
         let target = self.caches.target(&ObjectKey::new(&o.owner.namespace, target));
-        o.target = target.map_or(Target::Missing, |(facts, look)| seen_target(facts, look));
+        o.target = target.map_or(Target::Missing, |(facts, look)| Target::Seen {
+            trusted: look.trusts(&facts),
+            facts: Box::new(facts),
+        });
         let credentials = secret(&credential.spec.credentials_ref.name);
         o.credentials = credentials.map_or(Credentials::Missing, |facts| Credentials::Seen(facts.version.clone()));
         self.judge(&mut o, &memory);
@@ -168,14 +171,4 @@ pub(super) fn newest_status(credential: &MoneyGoCredential, memory: &Memory) -> 
 
 pub(super) fn held_facts(held: &HeldToken, is_stored: bool) -> Held {
     Held { issue: held.issue.clone(), replaces: held.replaces, is_stored }
-}
-
-/// A Secret that nobody looked at since the start is trusted where `managedFields` show that we wrote its data last.
-pub(super) fn seen_target(facts: Facts, look: Look) -> Target {
-    let trusted = match look {
-        Look::Sound => true,
-        Look::Unsound => false,
-        Look::Never => facts.seal == secret::Seal::Intact,
-    };
-    Target::Seen { facts: Box::new(facts), trusted }
 }

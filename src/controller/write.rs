@@ -22,7 +22,9 @@ use crate::work::Action;
 impl Context {
     /// Whether a new token ends a failure that was told: that the last one has expired may have been while this one was on the way.
     fn recovers(&self, o: &Observed) -> bool {
-        let newest = self.newest_of(&o.owner).map(|(_, _, status)| status);
+        // Only then: it has to be unpacked.
+        let has_ended = o.target.life().is_some_and(|life| life.is_expired(o.now));
+        let newest = has_ended.then(|| self.newest_of(&o.owner)).flatten().map(|(_, _, status)| status);
         let told = newest.as_ref().unwrap_or(&o.status);
         status::is_failing(told) && told.issued_at.is_some() && !o.ending
     }
@@ -117,7 +119,7 @@ impl Context {
         // A Secret that is made anew gets its owner: creating one needs no right to change it.
         let ownership = if o.owner_refused && live.is_some() { Ownership::AsFound } else { Ownership::AsWanted };
         let wanted = compose(ownership);
-        if let Some(live) = live.filter(|live| is_same(live, &wanted)) {
+        if let Some(live) = live.filter(|live| secret::is_same(live, &wanted)) {
             // It was written already, and the answer was lost.
             return Ok(live.metadata.clone());
         }
@@ -184,11 +186,4 @@ impl Context {
         o.status.issued_at = Some(life.issued_at);
         o.status.expires_at = Some(life.expires_at);
     }
-}
-
-fn is_same(live: &Secret, wanted: &Secret) -> bool {
-    live.data == wanted.data
-        && live.metadata.labels == wanted.metadata.labels
-        && live.metadata.annotations == wanted.metadata.annotations
-        && live.metadata.owner_references == wanted.metadata.owner_references
 }

@@ -129,6 +129,25 @@ fn what_is_composed_is_dressed_and_composing_it_again_changes_nothing() {
 }
 
 #[test]
+fn what_is_there_is_the_same_only_with_all_that_we_write() {
+    let wanted = composed(None, &spec());
+    let mut read = wanted.clone();
+    read.metadata.resource_version = Some("9".into());
+    assert!(is_same(&read, &wanted));
+    let changes: [fn(&mut Secret); 4] = [
+        |secret| secret.data = None,
+        |secret| secret.metadata.labels = None,
+        |secret| secret.metadata.annotations = None,
+        |secret| secret.metadata.owner_references = None,
+    ];
+    for (place, change) in changes.into_iter().enumerate() {
+        let mut live = wanted.clone();
+        change(&mut live);
+        assert!(!is_same(&live, &wanted), "change {place}");
+    }
+}
+
+#[test]
 fn from_any_spec_to_any_other_nothing_of_the_former_stays_and_nothing_of_others_goes() {
     let all = specs();
     for (n, from) in all.iter().enumerate().step_by(3) {

@@ -8,13 +8,12 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use moneygo_operator::caches::Look;
 use moneygo_operator::crd::{DeletionPolicy, Reason, Resolved};
 use moneygo_operator::digest::{DigestKey, Match};
 use moneygo_operator::memory::Attempt;
 use moneygo_operator::plan::{self, Allowed, Cause, Credentials, Failed, Held, Observed, Plan, Target};
 use moneygo_operator::schedule::{self, Backoff, Life, Renew};
-use moneygo_operator::secret::{self, Content, Facts, Found, Issue, Owner, Ownership, Seal, Version};
+use moneygo_operator::secret::{self, Content, Facts, Found, Issue, Owner, Ownership, Version};
 use moneygo_operator::status::{Failure, Report, State};
 
 use crate::replica::{HeldToken, Next, Pass, Replica, object_version};
@@ -164,7 +163,10 @@ impl Turn<'_> {
             rival: None,
             live: false,
             credentials: Credentials::Seen(Version::of(&World::credentials().metadata)),
-            target: me.target.as_ref().map_or(Target::Missing, |seen| seen_target(&seen.0, seen.1)),
+            target: me.target.as_ref().map_or(Target::Missing, |seen| Target::Seen {
+                facts: Box::new(seen.0.clone()),
+                trusted: seen.1.trusts(&seen.0),
+            }),
             claimed: true,
             held: memory.held.as_ref().map(|held| held_facts(held, false)),
             replaced_at: memory.replacements.available_at(now),
@@ -262,7 +264,7 @@ impl Turn<'_> {
             Allowed::AsReplacement => self.me().remember(|memory| memory.replacements.take(now)),
             Allowed::AsChange => self.me().remember(|memory| memory.changes.take(now)),
         }
-        let due = life_in_target(&o).map(|life| life.issued_at);
+        let due = o.target.life().map(|life| life.issued_at);
         if cause == Cause::Due && self.world.due < due {
             // Another's request for the same token is no cause of its own.
             self.world.due = due;
@@ -301,7 +303,7 @@ impl Turn<'_> {
             credentials: Version::of(&credentials.metadata),
             credentials_digest: digest.ok(),
         };
-        let held = HeldToken { token, issue, replaces: life_in_target(&o).map(|life| life.issued_at) };
+        let held = HeldToken { token, issue, replaces: o.target.life().map(|life| life.issued_at) };
         o.held = Some(held_facts(&held, false));
         self.me().remember(|memory| memory.held = Some(held));
         // `deliver`.
@@ -319,7 +321,7 @@ impl Turn<'_> {
 
     fn fail(&mut self, mut o: Observed, reason: Reason, backoff: Backoff) {
         let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
-        let living = life_in_target(&o).map(|life| life.expires_at);
+        let living = o.target.life().map(|life| life.expires_at);
         let next_attempt_at = schedule::next_attempt(o.now, backoff, attempts, None, living, &o.owner.uid);
         let failure =
             Failure { reason, message: String::new(), at: o.now, attempts, next_attempt_at }.in_milliseconds();
@@ -345,7 +347,7 @@ impl Turn<'_> {
         let (key, content) = (digest_key(), Content { token, issue: &issue });
         let live = target.map(|secret| &**secret);
         let wanted = secret::compose(live, &o.owner, spec, content, key.as_ref(), Ownership::AsWanted);
-        if let Some(live) = live.filter(|live| is_same(live, &wanted)) {
+        if let Some(live) = live.filter(|live| secret::is_same(live, &wanted)) {
             return self.written(o, &issue, is_held, &live.metadata);
         }
         let (secret, issue) = (wanted.into(), issue.into());
@@ -395,32 +397,12 @@ fn held_facts(held: &HeldToken, is_stored: bool) -> Held {
     Held { issue: held.issue.clone(), replaces: held.replaces, is_stored }
 }
 
-fn seen_target(facts: &Facts, look: Look) -> Target {
-    let trusted = match look {
-        Look::Sound => true,
-        Look::Unsound => false,
-        Look::Never => facts.seal == Seal::Intact,
-    };
-    Target::Seen { facts: Box::new(facts.clone()), trusted }
-}
-
-fn life_in_target(o: &Observed) -> Option<Life> {
-    if let Target::Read { found: Found::Token(life), .. } = &o.target { Some(*life) } else { None }
-}
-
 fn lived(life: Life, o: &Observed, target: Option<&Shared<Secret>>, spec: &Resolved, token: &str) -> Life {
     let stored = target.and_then(|secret| secret::stored_token(secret, o.target.facts()?, spec));
-    match life_in_target(o) {
+    match o.target.life() {
         Some(earlier) if stored == Some(token) => life.of_repeated(earlier),
         _ => life,
     }
-}
-
-fn is_same(live: &Secret, wanted: &Secret) -> bool {
-    live.data == wanted.data
-        && live.metadata.labels == wanted.metadata.labels
-        && live.metadata.annotations == wanted.metadata.annotations
-        && live.metadata.owner_references == wanted.metadata.owner_references
 }
 
 fn digest_key() -> Option<DigestKey> {
