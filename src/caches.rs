@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource as _, ResourceExt as _};
+use serde::Deserialize;
 
 mod figures;
 mod guarded;
@@ -19,6 +20,7 @@ pub use figures::Figures;
 pub use guarded::Guarded;
 pub use key::ObjectKey;
 
+use guarded::Unpacked;
 use packed::Packed;
 
 use crate::secret::{Contender, Facts, Owner, Seal, SecretMeta, Version};
@@ -83,6 +85,18 @@ impl Look {
     }
 }
 
+/// Of an object that is kept, as much as tells its version.
+#[derive(Deserialize)]
+struct OfObject {
+    metadata: Version,
+}
+
+/// The same of a Secret's [`Facts`].
+#[derive(Deserialize)]
+struct OfSecret {
+    version: Version,
+}
+
 struct Known {
     facts: Packed,
     look: Look,
@@ -113,7 +127,13 @@ impl Caches {
     /// An object.
     #[must_use]
     pub fn credential(&self, key: &ObjectKey) -> Option<Guarded> {
-        lock(&self.index).objects.get(key)?.object.value()
+        Some(lock(&self.index).objects.get(key)?.object.value::<Unpacked>()?.into())
+    }
+
+    /// The version of an object, for less than all of it.
+    #[must_use]
+    pub fn version(&self, key: &ObjectKey) -> Option<Version> {
+        Some(lock(&self.index).objects.get(key)?.object.value::<OfObject>()?.metadata)
     }
 
     /// Whether an object is there, can be read, and nothing was ever said of it.
@@ -144,13 +164,13 @@ impl Caches {
         objects.map(|(key, kept)| (key.clone(), kept.figures)).collect()
     }
 
-    /// What is known of a Secret's metadata.
+    /// The version of a Secret, for less than all that is known of it.
     #[must_use]
-    pub fn secret(&self, key: &ObjectKey) -> Option<Facts> {
-        lock(&self.secrets).get(key)
+    pub fn secret_version(&self, key: &ObjectKey) -> Option<Version> {
+        lock(&self.secrets).version(key)
     }
 
-    /// The same, and what is known of its data.
+    /// What is known of a Secret's metadata, and of its data.
     #[must_use]
     pub fn target(&self, key: &ObjectKey) -> Option<(Facts, Look)> {
         let secrets = lock(&self.secrets);
@@ -160,7 +180,7 @@ impl Caches {
     /// Takes note of whether the token that we wrote is in that version of a Secret.
     pub fn note_look(&self, key: &ObjectKey, version: &Version, is_sound: bool) {
         let mut secrets = lock(&self.secrets);
-        let is_that = secrets.get(key).is_some_and(|facts| facts.version == *version);
+        let is_that = secrets.version(key).as_ref() == Some(version);
         if let Some(known) = secrets.known.get_mut(key) {
             known.look = if is_sound && is_that { Look::Sound } else { Look::Unsound };
         }
@@ -382,6 +402,10 @@ impl Secrets {
         self.known.get(key)?.facts.value()
     }
 
+    fn version(&self, key: &ObjectKey) -> Option<Version> {
+        Some(self.known.get(key)?.facts.value::<OfSecret>()?.version)
+    }
+
     /// Returns the Secrets that changed by it.
     fn fold(&mut self, event: Event<SecretMeta>) -> Vec<ObjectKey> {
         match event {
@@ -403,9 +427,8 @@ impl Secrets {
                 let deleted = Version::of(secret.meta());
                 self.show(&deleted);
                 // A Secret made anew may have been noted before the deletion of the old one is shown.
-                let is_another = self
-                    .get(&key)
-                    .is_some_and(|known| known.version.uid != deleted.uid && known.version.is_newer_than(&deleted));
+                let is_another =
+                    self.version(&key).is_some_and(|known| known.uid != deleted.uid && known.is_newer_than(&deleted));
                 (!is_another && self.known.remove(&key).is_some()).then_some(key).into_iter().collect()
             }
         }
@@ -432,8 +455,8 @@ impl Secrets {
 
     /// Whether it is news. What is older than what is known is not.
     fn put(&mut self, key: &ObjectKey, facts: &Facts) -> bool {
-        if let Some(known) = self.get(key)
-            && (known.version == facts.version || known.version.is_newer_than(&facts.version))
+        if let Some(known) = self.version(key)
+            && (known == facts.version || known.is_newer_than(&facts.version))
         {
             return false;
         }

@@ -390,8 +390,8 @@ impl Context {
             (was_passing && memory.held.is_some(), std::mem::replace(&mut memory.called, false))
         });
         if self.caches.is_live(&owner.namespace, &owner.name, &owner.uid) {
-            if let Some(object) = self.caches.credential(&key_of(&owner)) {
-                self.shared.memories.shown(&key_of(&owner), &Version::of(object.meta()));
+            if let Some(version) = self.caches.version(&key_of(&owner)) {
+                self.shared.memories.shown(&key_of(&owner), &version);
             }
             return was_called;
         }

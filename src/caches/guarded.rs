@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::ObjectMeta;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::Figures;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialSpec, MoneyGoCredentialStatus, annotation};
@@ -36,9 +36,40 @@ struct Body {
 struct Sent {
     metadata: SentMeta,
     #[serde(default)]
-    spec: Value,
+    spec: Lenient<MoneyGoCredentialSpec>,
     #[serde(default)]
-    status: Option<Value>,
+    status: Option<Lenient<MoneyGoCredentialStatus>>,
+}
+
+/// What is there, whether it can be read or not.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lenient<T> {
+    Read(T),
+    Unreadable(IgnoredAny),
+}
+
+impl<T> Default for Lenient<T> {
+    fn default() -> Self {
+        Self::Unreadable(IgnoredAny)
+    }
+}
+
+impl<T> Lenient<T> {
+    fn read(self) -> Option<T> {
+        match self {
+            Self::Read(value) => Some(value),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
+
+/// An object as it was kept: what can be read of it is known already.
+#[derive(Deserialize)]
+pub(super) struct Unpacked {
+    metadata: SentMeta,
+    spec: Option<MoneyGoCredentialSpec>,
+    status: Option<MoneyGoCredentialStatus>,
 }
 
 /// What is looked at. Of the rest, `managedFields` alone are larger.
@@ -98,10 +129,15 @@ impl Guarded {
 
 impl From<Sent> for Guarded {
     fn from(Sent { metadata, spec, status }: Sent) -> Self {
-        let spec = MoneyGoCredentialSpec::deserialize(spec).ok();
-        let status = status.map(MoneyGoCredentialStatus::deserialize).transpose().ok();
-        let body = spec.zip(status).map(|(spec, status)| Body { spec, status });
+        let status = status.map_or(Some(None), |status| status.read().map(Some));
+        let body = spec.read().zip(status).map(|(spec, status)| Body { spec, status });
         Self { metadata: metadata.into(), body }
+    }
+}
+
+impl From<Unpacked> for Guarded {
+    fn from(Unpacked { metadata, spec, status }: Unpacked) -> Self {
+        Self { metadata: metadata.into(), body: spec.map(|spec| Body { spec, status }) }
     }
 }
 

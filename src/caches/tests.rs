@@ -1,3 +1,4 @@
+use kube::core::WatchEvent;
 use serde_json::{Value, json};
 
 use super::*;
@@ -91,7 +92,7 @@ impl Watches {
     }
 
     fn version(&self, name: &str) -> Option<(String, String)> {
-        let version = self.caches.secret(&key(name))?.version.clone();
+        let version = self.caches.secret_version(&key(name))?;
         Some((version.uid, version.resource_version))
     }
 
@@ -262,10 +263,10 @@ fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_deleted_secret_back()
     watches.caches.fold_secret(Event::Apply(secret("t", "s", 7)));
     watches.caches.fold_secret(Event::Delete(secret("t", "s", 9)));
     note(7);
-    assert_eq!(watches.caches.secret(&key("t")), None);
+    assert_eq!(watches.caches.secret_version(&key("t")), None);
     // Of the time after the deletion the watch says nothing yet.
     note(10);
-    assert!(watches.caches.secret(&key("t")).is_some());
+    assert!(watches.caches.secret_version(&key("t")).is_some());
 }
 
 #[test]
@@ -396,6 +397,39 @@ fn an_object_is_kept_small_and_what_is_looked_at_comes_back() {
     let packed = Packed::new(&guarded).unwrap();
     assert!(packed.len() < 320, "{} bytes", packed.len());
     assert_eq!(packed.value::<String>(), None, "it is something else");
+}
+
+#[test]
+fn what_cannot_be_read_is_kept_by_its_metadata_and_stops_no_other() {
+    let mut changed = vec![("as it should be", true, with_status())];
+    let mut change = |what, pointer: &str, value: Value| {
+        let mut sent = with_status();
+        *sent.pointer_mut(pointer).unwrap() = value;
+        changed.push((what, false, sent));
+    };
+    change("a spec of another schema", "/spec", json!({"credentialsRef": "client"}));
+    change("no spec", "/spec", Value::Null);
+    change("a status of another schema", "/status/issuedAt", json!([1, {"a": -1.5}]));
+    change("a status that is a text", "/status", json!("fine"));
+    for (what, is_readable, sent) in changed {
+        // A proxy may order the fields of an event as it likes.
+        for event in
+            [format!(r#"{{"type":"ADDED","object":{sent}}}"#), format!(r#"{{"object":{sent},"type":"ADDED"}}"#)]
+        {
+            let event: WatchEvent<Guarded> = serde_json::from_str(&event).unwrap();
+            let WatchEvent::Added(object) = event else { panic!("{what}: another event") };
+            let watches = Watches::of(vec![object]);
+            let kept = watches.caches.credential(&key("payments")).expect(what);
+            assert_eq!(watches.caches.version(&key("payments")), Some(Version::of(kept.meta())), "{what}");
+            assert_eq!(kept.meta().resource_version.as_deref(), Some("1"), "{what}");
+            let credential = kept.credential();
+            assert_eq!(credential.is_some(), is_readable, "{what}");
+            if let Some(credential) = credential {
+                let sent: MoneyGoCredential = serde_json::from_value(sent.clone()).unwrap();
+                assert_eq!((credential.spec, credential.status), (sent.spec, sent.status), "{what}");
+            }
+        }
+    }
 }
 
 #[test]

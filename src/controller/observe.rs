@@ -53,7 +53,6 @@ impl Context {
             spec,
             owner,
         };
-        let secret = |name: &str| self.caches.secret(&ObjectKey::new(&o.owner.namespace, name));
         // A spec that cannot be worked with takes no token away: what the target holds still counts.
         let target = o.status.target_name.clone().unwrap_or_else(|| credential.target_name().to_owned());
         let target = o.spec.as_ref().map_or(&target, |spec| &spec.target);
@@ -62,8 +61,8 @@ impl Context {
             trusted: look.trusts(&facts),
             facts: Box::new(facts),
         });
-        let credentials = secret(&credential.spec.credentials_ref.name);
-        o.credentials = credentials.map_or(Credentials::Missing, |facts| Credentials::Seen(facts.version.clone()));
+        let credentials = ObjectKey::new(&o.owner.namespace, &credential.spec.credentials_ref.name);
+        o.credentials = self.caches.secret_version(&credentials).map_or(Credentials::Missing, Credentials::Seen);
         self.judge(&mut o, &memory);
         o
     }
