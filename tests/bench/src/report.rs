@@ -211,6 +211,7 @@ fn events(results: &Results) -> String {
     let mut add = |what: String, figure: String| rows.push(vec![what, figure]);
     add("start to ready without objects, ms".into(), spread(results.empty.iter().map(|empty| empty.ready_millis)));
     add(format!("restart at {main}: ready, ms"), restart(|restart| restart.ready_millis));
+    add("… a bare client that lists the same, ms".into(), spread(results.bare_lists.clone()));
     add(format!("restart at {main}: steady, ms"), restart(|restart| restart.steady_millis));
     add(format!("restart at {main}: CPU, ms"), restart(|restart| restart.cpu_millis));
     add(format!("restart at {main}: grants"), restart(|restart| real(restart.grants)));

@@ -44,6 +44,9 @@ pub struct Results {
     pub foreign: Vec<Foreign>,
     /// Starts beside `sizes.1` objects.
     pub restarts: Vec<Restart>,
+    /// What a bare client takes to list the same, in milliseconds.
+    #[serde(default)]
+    pub bare_lists: Vec<f64>,
     /// Idling beside as many.
     pub idling: Vec<Idling>,
     /// Failovers beside as many.

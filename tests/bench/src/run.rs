@@ -224,12 +224,26 @@ impl<'a> Run<'a> {
     }
 
     async fn restarts(&mut self, world: &World) -> Result<()> {
-        for _ in 0..self.plan.rounds {
+        for round in 0..self.plan.rounds {
+            // In turns: lists of this size make the API server collect its garbage every second time.
+            if round % 2 == 0 {
+                self.bare_lists(world).await?;
+            }
             let (subject, found) = restart::restart(world, &self.open()).await?;
             self.say(&format!("a restart: ready in {:.0} ms", found.ready_millis));
             self.results.restarts.push(found);
             subject.stop().await?;
+            if round % 2 == 1 {
+                self.bare_lists(world).await?;
+            }
         }
+        Ok(())
+    }
+
+    async fn bare_lists(&mut self, world: &World) -> Result<()> {
+        let millis = restart::bare_lists(world).await?;
+        self.say(&format!("the same lists for a bare client: {millis:.0} ms"));
+        self.results.bare_lists.push(millis);
         Ok(())
     }
 
