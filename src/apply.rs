@@ -26,8 +26,9 @@ use crate::traces::Span;
 pub const DIGEST_KEY_SECRET: &str = "moneygo-operator-digest-key";
 const DIGEST_KEY: &str = "key";
 
-/// Calls under way at once. More take no less time in all: they wait in the API server, and what its watches tell waits with them.
-const AT_ONCE: usize = 16;
+/// Calls under way at once. Of more, the rest wait in the API server, and what its watches tell waits with them; of fewer, each costs the
+/// API server and etcd more (docs/performance.md).
+const AT_ONCE: usize = 64;
 /// Who waits for longer than that gives its place to the next: what hangs (an admission webhook, say) holds up no other object.
 const PLACE_HELD_FOR: Duration = Duration::from_secs(1);
 
