@@ -32,6 +32,8 @@ const COLLECT_WITHIN: Duration = Duration::from_secs(10);
 const SHORT_QUEUE: Duration = Duration::from_secs(5);
 /// Who has waited for so long, in whatever queue, says so.
 pub const LONG_WAIT: Duration = Duration::from_mins(2);
+/// So many of them say so at a time: each takes a look and a write, behind which whoever's turn it is would wait.
+pub const MOST_TOLD: usize = 200;
 
 /// How much is asked of the endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -214,15 +216,21 @@ impl<K: Clone + Ord + Hash> Grants<K> {
             || state.waiting.get(key).map(waited).is_some_and(|waited| waited >= LONG_WAIT)
     }
 
-    /// Whoever has waited so long by now that it should say so, once.
+    /// Who has waited so long by now that it should say so, each once; those that have waited longest, and so few that saying it
+    /// holds up nobody.
     #[must_use]
     pub fn long_waiting(&self) -> Vec<K> {
-        let is_due = |waiting: &Waiting| !waiting.was_long && waiting.since.elapsed() >= LONG_WAIT;
         let mut state = self.state();
-        let due = state.waiting.iter_mut().filter(|(_, waiting)| is_due(waiting));
-        due.map(|(key, waiting)| {
-            waiting.was_long = true;
-            key.clone()
+        let is_due = |waiting: &Waiting| !waiting.was_long && waiting.since.elapsed() >= LONG_WAIT;
+        let due = state.waiting.iter().filter(|(_, waiting)| is_due(waiting));
+        let mut due: Vec<(Instant, K)> = due.map(|(key, waiting)| (waiting.since, key.clone())).collect();
+        due.sort_unstable();
+        due.truncate(MOST_TOLD);
+        let told = due.into_iter().map(|(_, key)| key);
+        told.inspect(|key| {
+            if let Some(waiting) = state.waiting.get_mut(key) {
+                waiting.was_long = true;
+            }
         })
         .collect()
     }

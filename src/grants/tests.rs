@@ -188,6 +188,26 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_thousands_that_have_waited_for_two_minutes_few_say_so_at_a_time_and_who_came_first_does_so_first() {
+    let names: Vec<String> = (0..2 * MOST_TOLD + 1).map(|number| format!("{number:05}")).collect();
+    let keys: Vec<Key> = names.into_iter().map(|name| &*name.leak()).collect();
+    let queue = Queue::new(FAST, 1);
+    let _permit = queue.admit("first", in_secs(500));
+    let (late, early) = keys.split_at(MOST_TOLD + 1);
+    for half in [early, late] {
+        for key in half {
+            queue.enqueue(key, in_secs(-1));
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    tokio::time::advance(LONG_WAIT).await;
+    assert_eq!(queue.grants.long_waiting(), early);
+    assert_eq!(queue.grants.long_waiting(), late[..MOST_TOLD]);
+    assert_eq!(queue.grants.long_waiting(), late[MOST_TOLD..]);
+    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new(), "each once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_waits_once_with_its_latest_urgency() {
     let mut queue = Queue::new(FAST, 1);
     let permit = queue.admit("first", in_secs(500));
