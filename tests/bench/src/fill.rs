@@ -98,6 +98,8 @@ pub async fn fill(world: &World, who: &Who<'_>, objects: usize, settle: Duration
     let subject = Subject::start(world, who)?;
     let meanwhile = add_meanwhile(world, &mut tail, objects, limit).await.with_context(|| subject.last_words())?;
     let wanted = objects + meanwhile.len();
+    // Of statuses there may be more: who waits for two minutes says so.
+    tail.until("create secrets", wanted as u64, limit).await.with_context(|| subject.last_words())?;
     tail.until(STATUS, wanted as u64, limit).await.with_context(|| subject.last_words())?;
     let _ = tail.until("create events", wanted as u64, LATE).await;
     let (usage, after) = (subject.usage()?, world.servers()?);
