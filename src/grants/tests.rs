@@ -189,7 +189,7 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
 
 #[tokio::test(start_paused = true)]
 async fn of_thousands_that_have_waited_for_two_minutes_few_say_so_at_a_time_and_who_came_first_does_so_first() {
-    let names: Vec<String> = (0..2 * MOST_TOLD + 1).map(|number| format!("{number:05}")).collect();
+    let names: Vec<String> = (0..=2 * MOST_TOLD).map(|number| format!("{number:05}")).collect();
     let keys: Vec<Key> = names.into_iter().map(|name| &*name.leak()).collect();
     let queue = Queue::new(FAST, 1);
     let _permit = queue.admit("first", in_secs(500));
