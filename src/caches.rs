@@ -127,7 +127,10 @@ impl Caches {
     /// An object.
     #[must_use]
     pub fn credential(&self, key: &ObjectKey) -> Option<Guarded> {
-        Some(lock(&self.index).objects.get(key)?.object.value::<Unpacked>()?.into())
+        let index = lock(&self.index);
+        let object = &index.objects.get(key)?.object;
+        // What does not come back as it was packed, a time before the year 0, is an object that cannot be read.
+        object.value::<Unpacked>().map(Guarded::from).or_else(|| object.value())
     }
 
     /// The version of an object, for less than all of it.

@@ -30,9 +30,9 @@ const CLIENTS_OF_AN_OUTAGE: usize = 2;
 const COLLECT_WITHIN: Duration = Duration::from_secs(10);
 /// What the limiter lets through in this time is a short queue, in which nobody says that it waits.
 const SHORT_QUEUE: Duration = Duration::from_secs(5);
-/// Who has waited for so long, in whatever queue, says so.
+/// Who has waited for so long, in whatever queue, is to say so; of thousands, [`MOST_TOLD`] at a time.
 pub const LONG_WAIT: Duration = Duration::from_mins(2);
-/// So many of them say so at a time: each takes a look and a write, behind which whoever's turn it is would wait.
+/// So many of them are called for it at a time: each takes a pass or two and a write, behind which whoever's turn it is would wait.
 pub const MOST_TOLD: usize = 200;
 
 /// How much is asked of the endpoint.

@@ -433,6 +433,18 @@ fn what_cannot_be_read_is_kept_by_its_metadata_and_stops_no_other() {
 }
 
 #[test]
+fn a_status_that_does_not_come_back_as_it_was_is_one_that_cannot_be_read() {
+    let mut sent = with_status();
+    sent["status"]["conditions"][0]["lastTransitionTime"] = json!("0000-01-01T00:00:00+01:00");
+    let object: Guarded = serde_json::from_value(sent).unwrap();
+    assert!(object.clone().credential().is_some(), "a year before 0");
+    let watches = Watches::of(vec![object]);
+    let kept = watches.caches.credential(&key("payments")).expect("it is there");
+    assert_eq!(kept.meta().resource_version.as_deref(), Some("1"));
+    assert!(kept.credential().is_none());
+}
+
+#[test]
 fn a_look_is_for_one_version() {
     let watches = Watches::of(vec![]);
     let (target, version) = (key("t"), |number: u32| Version { uid: "s".into(), resource_version: number.to_string() });
