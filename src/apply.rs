@@ -11,7 +11,6 @@ use kube::api::{Api, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostPara
 use kube::core::{DynamicObject, Request};
 use kube::{Client, Resource as _};
 use ring::rand::SecureRandom as _;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -19,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::crd::MoneyGoCredential;
 use crate::digest::{DigestKey, KEY_BYTES};
 use crate::error::{CALL_TIMEOUT, Error};
-use crate::secret::{FIELD_MANAGER, SecretMeta, Version};
+use crate::secret::{FIELD_MANAGER, SecretMeta, Version, Versioned};
 use crate::traces::Span;
 
 /// The Secret, in the operator's own namespace, that holds the key of all digests.
@@ -169,12 +168,6 @@ impl ApiServer {
 
 fn post_params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
-}
-
-/// As much of an answer as is read of it.
-#[derive(Deserialize)]
-struct Versioned {
-    metadata: Version,
 }
 
 fn key_in(secret: &Secret) -> Option<DigestKey> {

@@ -23,7 +23,7 @@ pub use key::ObjectKey;
 use guarded::Unpacked;
 use packed::Packed;
 
-use crate::secret::{Contender, Facts, Owner, Seal, SecretMeta, Version};
+use crate::secret::{Contender, Facts, Owner, Seal, SecretMeta, Version, Versioned};
 
 /// What an object names, for finding it when one of those Secrets changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,13 +85,7 @@ impl Look {
     }
 }
 
-/// Of an object that is kept, as much as tells its version.
-#[derive(Deserialize)]
-struct OfObject {
-    metadata: Version,
-}
-
-/// The same of a Secret's [`Facts`].
+/// Of a Secret's [`Facts`], as much as tells its version.
 #[derive(Deserialize)]
 struct OfSecret {
     version: Version,
@@ -136,7 +130,7 @@ impl Caches {
     /// The version of an object, for less than all of it.
     #[must_use]
     pub fn version(&self, key: &ObjectKey) -> Option<Version> {
-        Some(lock(&self.index).objects.get(key)?.object.value::<OfObject>()?.metadata)
+        Some(lock(&self.index).objects.get(key)?.object.value::<Versioned>()?.metadata)
     }
 
     /// Whether an object is there, can be read, and nothing was ever said of it.

@@ -60,6 +60,12 @@ impl Version {
     }
 }
 
+/// Of an object of any kind, as much as tells its version.
+#[derive(Deserialize)]
+pub(crate) struct Versioned {
+    pub(crate) metadata: Version,
+}
+
 /// For whom a Secret is judged or written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
