@@ -547,7 +547,9 @@ fn observed_credentials(o: &Observed) -> Option<Version> {
 }
 
 fn remembered_problem(o: &Observed) -> Option<CredentialsProblem> {
-    let refreshed = o.status.conditions.iter().find(|one| one.type_ == ConditionType::Refreshed.as_str())?;
+    // Nothing is asked for with credentials that have a problem: who counts failed attempts met something else.
+    let refreshed =
+        status::condition(&o.status, ConditionType::Refreshed).filter(|_| o.status.failed_attempts.is_none())?;
     match Reason::of(&refreshed.reason) {
         Some(Reason::CredentialsIncomplete) => Some(CredentialsProblem::Incomplete),
         Some(Reason::CredentialsMalformed) => Some(CredentialsProblem::Malformed),

@@ -538,6 +538,21 @@ fn credentials_that_were_only_seen_are_not_remembered_in_place_of_those_that_wer
 }
 
 #[test]
+fn a_problem_of_credentials_that_a_status_names_beside_failed_attempts_is_not_said_once_and_then_unsaid() {
+    let mut world = World::new();
+    incomplete(&mut world);
+    world.settle();
+    // Nobody but someone who edits the status writes this: with such credentials nothing was attempted.
+    world.status.failed_attempts = Some(2);
+    let o = world.observe(false);
+    let first = accounted(&o).status(&o.status, o.now);
+    let again = Observed { status: first.clone(), ..o };
+    assert_eq!(accounted(&again).status(&first, again.now).conditions, first.conditions);
+    world.settle();
+    world.assert_conditions(("False", "CredentialsIncomplete"), ("False", "CredentialsIncomplete"), "False");
+}
+
+#[test]
 fn a_digest_of_credentials_is_made_anew_only_of_those_that_the_token_was_asked_for_with() {
     let base = scene().observe(true);
     let version = base.credentials.version().cloned().unwrap();
