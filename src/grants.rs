@@ -32,8 +32,19 @@ const COLLECT_WITHIN: Duration = Duration::from_secs(10);
 const SHORT_QUEUE: Duration = Duration::from_secs(5);
 /// Who has waited for so long, in whatever queue, is to say so; of thousands, [`MOST_TOLD`] at a time.
 pub const LONG_WAIT: Duration = Duration::from_mins(2);
-/// So many of them are called for it at a time: each takes a pass or two and a write, behind which whoever's turn it is would wait.
+/// So many of them are called for it at a time: each takes a pass and a write, behind which whoever's turn it is would wait.
 pub const MOST_TOLD: usize = 200;
+
+/// Whether an object that waits for leave should say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// No: to say so would take as long as the grant.
+    Short,
+    /// Once it has waited for a while: the queue is longer than the limiter takes soon, or the endpoint is down.
+    Long,
+    /// At once: it has waited for [`LONG_WAIT`].
+    Overlong,
+}
 
 /// How much is asked of the endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -86,8 +97,14 @@ type Place = (Timestamp, u64);
 struct Waiting {
     place: Place,
     since: Instant,
-    /// It was told once that it has waited long.
-    was_long: bool,
+    /// It has said that it waits, or was called to.
+    is_told: bool,
+}
+
+impl Waiting {
+    fn is_overlong(&self) -> bool {
+        self.since.elapsed() >= LONG_WAIT
+    }
 }
 
 struct State<K> {
@@ -206,33 +223,43 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         true
     }
 
-    /// Whether an object should say that it waits: the queue is longer than the limiter takes soon, or it has waited long already.
+    /// Whether an object should say that it waits.
     #[must_use]
-    pub fn is_long_wait(&self, key: &K) -> bool {
+    pub fn wait_of(&self, key: &K) -> Wait {
         let state = self.state();
-        let waited = |waiting: &Waiting| waiting.since.elapsed();
-        state.health.outage.is_some()
-            || !state.is_short(self.limits)
-            || state.waiting.get(key).map(waited).is_some_and(|waited| waited >= LONG_WAIT)
+        if state.waiting.get(key).is_some_and(Waiting::is_overlong) {
+            Wait::Overlong
+        } else if state.health.outage.is_some() || !state.is_short(self.limits) {
+            Wait::Long
+        } else {
+            Wait::Short
+        }
     }
 
-    /// Who has waited so long by now that it should say so, each once; those that have waited longest, and so few that saying it
-    /// holds up nobody.
+    /// An object says that it waits: it need not be called for it.
+    pub fn says_so(&self, key: &K) {
+        if let Some(waiting) = self.state().waiting.get_mut(key) {
+            waiting.is_told = true;
+        }
+    }
+
+    /// Who has waited so long by now that it should say so, each once, and so few that saying it holds up nobody. Those in the middle
+    /// of the queue go first: it is served from both ends, and who is about to be served has little to say.
     #[must_use]
-    pub fn long_waiting(&self) -> Vec<K> {
+    pub fn overlong(&self) -> Vec<K> {
         let mut state = self.state();
-        let is_due = |waiting: &Waiting| !waiting.was_long && waiting.since.elapsed() >= LONG_WAIT;
-        let due = state.waiting.iter().filter(|(_, waiting)| is_due(waiting));
-        let mut due: Vec<(Instant, K)> = due.map(|(key, waiting)| (waiting.since, key.clone())).collect();
-        due.sort_unstable();
-        due.truncate(MOST_TOLD);
-        let told = due.into_iter().map(|(_, key)| key);
-        told.inspect(|key| {
-            if let Some(waiting) = state.waiting.get_mut(key) {
-                waiting.was_long = true;
-            }
-        })
-        .collect()
+        let is_due =
+            |key: &&K| state.waiting.get(*key).is_some_and(|waiting| !waiting.is_told && waiting.is_overlong());
+        let due: Vec<K> = state.queue.values().filter(is_due).cloned().collect();
+        let before_the_middle = due.len().saturating_sub(MOST_TOLD) / 2;
+        let called = due.into_iter().skip(before_the_middle).take(MOST_TOLD);
+        called
+            .inspect(|key| {
+                if let Some(waiting) = state.waiting.get_mut(key) {
+                    waiting.is_told = true;
+                }
+            })
+            .collect()
     }
 
     /// Takes an object out of the queue: it needs no token any more.
@@ -357,7 +384,7 @@ impl<K: Clone + Ord + Hash> State<K> {
         if earlier.is_some_and(|waiting| waiting.place.0 == urgency.at()) {
             return;
         }
-        let (since, was_long) = earlier.map_or((Instant::now(), false), |waiting| (waiting.since, waiting.was_long));
+        let (since, is_told) = earlier.map_or((Instant::now(), false), |waiting| (waiting.since, waiting.is_told));
         self.forget(key);
         self.came += 1;
         let place = (urgency.at(), self.came);
@@ -365,7 +392,7 @@ impl<K: Clone + Ord + Hash> State<K> {
             self.newcomers.insert(place, key.clone());
         }
         self.queue.insert(place, key.clone());
-        self.waiting.insert(key.clone(), Waiting { place, since, was_long });
+        self.waiting.insert(key.clone(), Waiting { place, since, is_told });
     }
 
     fn forget(&mut self, key: &K) {

@@ -13,6 +13,7 @@ use crate::caches::Guarded;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::{EventReason, FAILURES, Notice};
+use crate::grants::Wait;
 use crate::memory::Told;
 use crate::plan::{self, Observed, Plan};
 use crate::schedule;
@@ -151,9 +152,11 @@ impl Context {
         let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
         let ends = was_ready && report.ready.state != State::True;
         let report_at = schedule::add(since.min(o.now), WAITS_BEFORE_REPORT);
-        let is_long = self.shared.settings.grants.is_long_wait(&key_of(&o.owner));
-        if !ends && (o.now < report_at || !is_long) {
-            return Ok(self.requeue_at(&o, if is_long { Some(report_at) } else { again_at }));
+        let (grants, key) = (&self.shared.settings.grants, key_of(&o.owner));
+        match grants.wait_of(&key) {
+            Wait::Short if !ends => return Ok(self.requeue_at(&o, again_at)),
+            Wait::Long if !ends && o.now < report_at => return Ok(self.requeue_at(&o, Some(report_at))),
+            Wait::Short | Wait::Long | Wait::Overlong => grants.says_so(&key),
         }
         self.report(&mut o, *report, again_at).await
     }

@@ -300,7 +300,7 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
         tokio::time::sleep(HEARTBEAT).await;
         let jumped = shared.is_clock_off();
         *shared.last_beat() = shared.clocks();
-        for key in shared.settings.grants.long_waiting() {
+        for key in shared.settings.grants.overlong() {
             call_one(&contexts, &key);
         }
         if jumped {

@@ -165,46 +165,49 @@ async fn who_is_known_to_need_a_token_is_queued_at_once_where_the_queue_is_short
     assert!(!queue.grants.enqueue(&"a", in_secs(-9)), "it was called already");
     for key in ["b", "c", "d", "e", "f"] {
         assert!(queue.grants.enqueue(&key, in_secs(-9)), "{key}");
-        assert!(!queue.grants.is_long_wait(&key) || key == "f");
+        let expected = if key == "f" { Wait::Long } else { Wait::Short };
+        assert_eq!(queue.grants.wait_of(&key), expected, "{key}");
     }
     assert!(!queue.grants.enqueue(&"g", in_secs(-9)), "more than the limiter takes in five seconds: it is to say so");
-    assert!(queue.grants.is_long_wait(&"b"));
-    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new());
+    assert_eq!(queue.grants.wait_of(&"b"), Wait::Long);
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_has_waited_for_two_minutes_is_to_say_so() {
     let queue = Queue::new(FAST, 1);
     let _permit = queue.admit("first", in_secs(500));
-    queue.enqueue("a", in_secs(-1));
-    assert!(!queue.grants.is_long_wait(&"a"));
+    for key in ["a", "b"] {
+        queue.enqueue(key, in_secs(-1));
+        assert_eq!(queue.grants.wait_of(&key), Wait::Short);
+    }
+    queue.grants.says_so(&"b");
     tokio::time::advance(LONG_WAIT).await;
-    queue.enqueue("a", in_secs(-2));
-    assert!(queue.grants.is_long_wait(&"a"), "another urgency begins no other wait");
-    assert_eq!(queue.grants.long_waiting(), ["a"]);
-    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new(), "once");
+    for key in ["a", "b"] {
+        queue.enqueue(key, in_secs(-2));
+        assert_eq!(queue.grants.wait_of(&key), Wait::Overlong, "another urgency begins no other wait");
+    }
+    assert_eq!(queue.grants.overlong(), ["a"], "who has said so is not called for it");
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new(), "once");
     queue.grants.withdraw(&"a");
-    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new());
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_thousands_that_have_waited_for_two_minutes_few_say_so_at_a_time_and_who_came_first_does_so_first() {
-    let names: Vec<String> = (0..=2 * MOST_TOLD).map(|number| format!("{number:05}")).collect();
+async fn of_thousands_that_have_waited_for_two_minutes_few_say_so_at_a_time_and_first_those_who_go_on_waiting() {
+    let names: Vec<String> = (0..2 * MOST_TOLD + 2).map(|number| format!("{number:05}")).collect();
     let keys: Vec<Key> = names.into_iter().map(|name| &*name.leak()).collect();
     let queue = Queue::new(FAST, 1);
     let _permit = queue.admit("first", in_secs(500));
-    let (late, early) = keys.split_at(MOST_TOLD + 1);
-    for half in [early, late] {
-        for key in half {
-            queue.enqueue(key, in_secs(-1));
-        }
-        tokio::time::advance(Duration::from_secs(1)).await;
+    for key in &keys {
+        queue.enqueue(key, in_secs(-1));
     }
     tokio::time::advance(LONG_WAIT).await;
-    assert_eq!(queue.grants.long_waiting(), early);
-    assert_eq!(queue.grants.long_waiting(), late[..MOST_TOLD]);
-    assert_eq!(queue.grants.long_waiting(), late[MOST_TOLD..]);
-    assert_eq!(queue.grants.long_waiting(), Vec::<Key>::new(), "each once");
+    let (front, back) = (MOST_TOLD / 2 + 1, MOST_TOLD * 3 / 2 + 1);
+    assert_eq!(queue.grants.overlong(), keys[front..back], "the middle, which is served last");
+    assert_eq!(queue.grants.overlong(), [&keys[1..front], &keys[back..keys.len() - 1]].concat(), "outwards from it");
+    assert_eq!(queue.grants.overlong(), [keys[0], keys[keys.len() - 1]]);
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new(), "each once");
 }
 
 #[tokio::test(start_paused = true)]

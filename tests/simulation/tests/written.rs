@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use moneygo_operator::crd::Reason;
+use moneygo_operator::grants::MOST_TOLD;
 use moneygo_simulation::node::{Node, token_clients};
 use moneygo_simulation::run::alone;
 use moneygo_simulation::scenario::{self, calm};
@@ -29,6 +30,13 @@ struct Play {
 
 /// Plays to the end of a script. It begins with the first token in its Secret.
 fn play(setting: Setting, script: impl FnOnce(&mut Play) + Send) {
+    play_from_the_start(setting, |play| {
+        play.until("the first token", |world| token(world) == Some(1) && ready(world).0 == "True");
+        script(play);
+    });
+}
+
+fn play_from_the_start(setting: Setting, script: impl FnOnce(&mut Play) + Send) {
     alone(|| {
         time::reset();
         let clients = token_clients()?;
@@ -38,7 +46,6 @@ fn play(setting: Setting, script: impl FnOnce(&mut Play) + Send) {
         let nodes = nodes.map(|(index, client)| Node::new(world.clone(), index, client)).collect();
         lock(&world).begin();
         let mut play = Play { world, nodes, now: 0 };
-        play.until("the first token", |world| token(world) == Some(1) && ready(world).0 == "True");
         script(&mut play);
         assert_eq!(lock(&play.world).violation, None);
         Ok(())
@@ -112,12 +119,20 @@ fn posts(world: &World) -> usize {
 }
 
 fn status(world: &World) -> Value {
-    world.store.get(Kind::Credential, &object_name(OBJECT)).map_or(Value::Null, |object| object["status"].clone())
+    status_of(world, OBJECT)
+}
+
+fn status_of(world: &World, object: usize) -> Value {
+    world.store.get(Kind::Credential, &object_name(object)).map_or(Value::Null, |object| object["status"].clone())
 }
 
 /// The condition's status and reason.
 fn ready(world: &World) -> (String, String) {
-    let status = status(world);
+    ready_of(world, OBJECT)
+}
+
+fn ready_of(world: &World, object: usize) -> (String, String) {
+    let status = status_of(world, object);
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let ready = conditions.into_iter().find(|condition| condition["type"] == "Ready").unwrap_or_default();
     let text = |field: &str| ready[field].as_str().unwrap_or_default().to_owned();
@@ -249,4 +264,41 @@ fn a_refused_client_is_asked_for_at_most_24_times_a_day_and_at_once_when_it_is_c
 fn a_crowd_is_no_flood() {
     let crowd = scenario::crowd(&token_clients().unwrap(), 500).unwrap();
     assert!(crowd.expired > 100 && crowd.expired < 400, "{crowd:?}");
+}
+
+#[test]
+fn of_hundreds_that_wait_behind_a_slow_endpoint_those_in_the_middle_say_so_after_two_minutes() {
+    const OBJECTS: usize = 1200;
+    // Sixteen are asked for at once, each answered within eight seconds. Were it the limiter that they wait for, they would say so
+    // at once.
+    let setting = Setting { rate: 1000, token_delay: 4 * SECOND, ..calm(OBJECTS, 30 * DAY) };
+    play_from_the_start(setting, |play| {
+        let absent = (0..OBJECTS).map(|object| play.begin(What::Recreated(object), MINUTE)).collect::<Vec<_>>();
+        play.go(5 * SECOND);
+        for place in absent {
+            play.end(place);
+        }
+        let told = |world: &World| (0..OBJECTS).filter(|object| waits(world, *object)).collect::<Vec<_>>();
+        play.go(2 * MINUTE);
+        assert!(told(&lock(&play.world)).is_empty());
+        play.until("someone says that it waits", |world| !told(world).is_empty());
+        // There is a heartbeat every ten seconds.
+        assert!(play.now < 131 * SECOND, "called at a heartbeat, it does not wait for more: {}", play.now);
+        play.go(SECOND);
+        let first = told(&lock(&play.world));
+        assert_eq!(first.len(), MOST_TOLD);
+        let served = |world: &World| world.provider.grants.len();
+        let before = served(&lock(&play.world));
+        play.go(MINUTE);
+        let world = lock(&play.world);
+        assert!(served(&world) >= before + 100, "{} after {before}", served(&world));
+        assert!(first.iter().all(|object| waits(&world, *object)), "who is about to be served is not bothered with it");
+        let has_token = |object: usize| world.store.get(Kind::Secret, &target_name(object)).is_some();
+        let untold = (0..OBJECTS).filter(|object| !waits(&world, *object) && !has_token(*object)).count();
+        assert!(untold <= 16, "all others that wait have said so since: {untold}");
+    });
+}
+
+fn waits(world: &World, object: usize) -> bool {
+    ready_of(world, object) == ("False".to_owned(), "Pending".to_owned())
 }
