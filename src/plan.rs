@@ -350,9 +350,11 @@ fn without_what_is_over(o: &Observed) -> Observed {
 }
 
 fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
+    if credentials_problem(o).is_some() {
+        return account(&without_what_is_over(o));
+    }
     let held_back = spec.suspend
         || is_immutable(o)
-        || credentials_problem(o).is_some()
         || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
         || allowed_at(o, cause) > o.now;
     if held_back {

@@ -553,6 +553,18 @@ fn a_problem_of_credentials_that_a_status_names_beside_failed_attempts_is_not_sa
 }
 
 #[test]
+fn a_refused_write_of_a_token_that_has_expired_since_is_not_told_in_place_of_bad_credentials() {
+    let mut world = scene();
+    world.advance(5000);
+    incomplete(&mut world);
+    let mut o = world.observe(true);
+    o.failure = Some(a_failure(Reason::TargetForbidden, o.now));
+    let Plan::Rest(report, _) = plan(&o) else { panic!("nothing is asked for with such credentials") };
+    assert_eq!((report.failure, report.refreshed.reason), (None, Reason::CredentialsIncomplete));
+    assert_eq!(report.credentials.as_ref(), o.credentials.version(), "they are not looked at again");
+}
+
+#[test]
 fn a_digest_of_credentials_is_made_anew_only_of_those_that_the_token_was_asked_for_with() {
     let base = scene().observe(true);
     let version = base.credentials.version().cloned().unwrap();
