@@ -97,8 +97,21 @@ type Place = (Timestamp, u64);
 struct Waiting {
     place: Place,
     since: Instant,
-    /// It has said that it waits, or was called to.
-    is_told: bool,
+    /// It has said that it waits, or was called to; and whether the endpoint was down then.
+    said: Option<Saying>,
+}
+
+/// What an object says as it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Saying {
+    IsAskedFor,
+    EndpointIsDown,
+}
+
+impl Saying {
+    fn of(is_outage: bool) -> Self {
+        if is_outage { Self::EndpointIsDown } else { Self::IsAskedFor }
+    }
 }
 
 impl Waiting {
@@ -236,27 +249,30 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         }
     }
 
-    /// An object says that it waits: it need not be called for it.
-    pub fn says_so(&self, key: &K) {
+    /// An object has said that it waits, in an outage or not: it need not be called for it until that is another.
+    pub fn has_said(&self, key: &K, is_outage: bool) {
         if let Some(waiting) = self.state().waiting.get_mut(key) {
-            waiting.is_told = true;
+            waiting.said = Some(Saying::of(is_outage));
         }
     }
 
-    /// Who has waited so long by now that it should say so, each once, and so few that saying it holds up nobody. Those in the middle
-    /// of the queue go first: it is served from both ends, and who is about to be served has little to say.
+    /// Who has waited so long by now that it should say so, or has said so before an outage began or ended; each once, and so few that
+    /// saying it holds up nobody. Those in the middle of the queue go first: it is served from both ends, and who is about to be
+    /// served has little to say. Whose token lives has nothing to say.
     #[must_use]
     pub fn overlong(&self) -> Vec<K> {
         let mut state = self.state();
-        let is_due =
-            |key: &&K| state.waiting.get(*key).is_some_and(|waiting| !waiting.is_told && waiting.is_overlong());
-        let due: Vec<K> = state.queue.values().filter(is_due).cloned().collect();
+        let saying = Some(Saying::of(state.health.outage.is_some()));
+        let is_due = |waiting: &Waiting| waiting.said != saying && waiting.is_overlong();
+        let without_token = state.queue.range(..=(self.clock.now(), u64::MAX)).map(|(_, key)| key);
+        let due = without_token.filter(|key| state.waiting.get(*key).is_some_and(is_due));
+        let due: Vec<K> = due.cloned().collect();
         let before_the_middle = due.len().saturating_sub(MOST_TOLD) / 2;
         let called = due.into_iter().skip(before_the_middle).take(MOST_TOLD);
         called
             .inspect(|key| {
                 if let Some(waiting) = state.waiting.get_mut(key) {
-                    waiting.is_told = true;
+                    waiting.said = saying;
                 }
             })
             .collect()
@@ -384,7 +400,7 @@ impl<K: Clone + Ord + Hash> State<K> {
         if earlier.is_some_and(|waiting| waiting.place.0 == urgency.at()) {
             return;
         }
-        let (since, is_told) = earlier.map_or((Instant::now(), false), |waiting| (waiting.since, waiting.is_told));
+        let (since, said) = earlier.map_or((Instant::now(), None), |waiting| (waiting.since, waiting.said));
         self.forget(key);
         self.came += 1;
         let place = (urgency.at(), self.came);
@@ -392,7 +408,7 @@ impl<K: Clone + Ord + Hash> State<K> {
             self.newcomers.insert(place, key.clone());
         }
         self.queue.insert(place, key.clone());
-        self.waiting.insert(key.clone(), Waiting { place, since, is_told });
+        self.waiting.insert(key.clone(), Waiting { place, since, said });
     }
 
     fn forget(&mut self, key: &K) {

@@ -146,19 +146,24 @@ impl Context {
     /// Says that the object waits for leave to ask for a token, if that takes long or if its token ends meanwhile. In a queue
     /// that is short nobody does: to say so would take as long as the grant.
     pub(super) async fn wait(&self, o: &Observed) -> Result<Action, Error> {
-        let mut o = o.clone();
+        let (grants, key) = (&self.shared.settings.grants, key_of(&o.owner));
+        // An outage may have begun with the very request that failed.
+        let mut o = Observed { outage: grants.is_outage(), ..o.clone() };
         let since = self.remember(&o.owner, |memory| *memory.waits_since.get_or_insert(o.now));
         let Plan::Rest(report, again_at) = plan::account(&o) else { return Ok(Action::await_change()) };
         let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
         let ends = was_ready && report.ready.state != State::True;
         let report_at = schedule::add(since.min(o.now), WAITS_BEFORE_REPORT);
-        let (grants, key) = (&self.shared.settings.grants, key_of(&o.owner));
         match grants.wait_of(&key) {
             Wait::Short if !ends => return Ok(self.requeue_at(&o, again_at)),
             Wait::Long if !ends && o.now < report_at => return Ok(self.requeue_at(&o, Some(report_at))),
-            Wait::Short | Wait::Long | Wait::Overlong => grants.says_so(&key),
+            Wait::Short | Wait::Long | Wait::Overlong => {}
         }
-        self.report(&mut o, *report, again_at).await
+        let action = self.report(&mut o, *report, again_at).await?;
+        if self.newest_of(&o.owner).is_some_and(|(_, version, _)| version == o.version) {
+            grants.has_said(&key, o.outage);
+        }
+        Ok(action)
     }
 
     /// An object that cannot be read: an older schema's, or made by hand. It stops itself and no other.

@@ -181,7 +181,7 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
         queue.enqueue(key, in_secs(-1));
         assert_eq!(queue.grants.wait_of(&key), Wait::Short);
     }
-    queue.grants.says_so(&"b");
+    queue.grants.has_said(&"b", false);
     tokio::time::advance(LONG_WAIT).await;
     for key in ["a", "b"] {
         queue.enqueue(key, in_secs(-2));
@@ -190,6 +190,26 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
     assert_eq!(queue.grants.overlong(), ["a"], "who has said so is not called for it");
     assert_eq!(queue.grants.overlong(), Vec::<Key>::new(), "once");
     queue.grants.withdraw(&"a");
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_said_so_before_an_outage_begins_or_ends_is_to_say_so_again() {
+    let queue = Queue::new(FAST, 3);
+    let _permit = queue.admit("first", in_secs(500));
+    let [one, other] = ["x", "y"].map(|key| queue.admit(key, wall()));
+    for (key, urgency) in [("a", in_secs(-1)), ("b", in_secs(-1)), ("living", in_secs(3600))] {
+        queue.enqueue(key, urgency);
+    }
+    queue.grants.has_said(&"a", false);
+    tokio::time::advance(LONG_WAIT).await;
+    assert_eq!(queue.grants.overlong(), ["b"], "whose token lives has nothing to say");
+    assert_eq!([queue.fails(one), queue.fails(other)], [Blame::Endpoint, Blame::Outage]);
+    queue.grants.has_said(&"b", true);
+    assert_eq!(queue.grants.overlong(), ["a"], "of the outage");
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new(), "once");
+    queue.grants.answered(&"x");
+    assert_eq!(queue.grants.overlong(), ["a", "b"], "it is over, and they wait");
     assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeSet;
+
 use moneygo_operator::crd::Reason;
 use moneygo_operator::grants::MOST_TOLD;
 use moneygo_simulation::node::{Node, token_clients};
@@ -296,6 +298,30 @@ fn of_hundreds_that_wait_behind_a_slow_endpoint_those_in_the_middle_say_so_after
         let has_token = |object: usize| world.store.get(Kind::Secret, &target_name(object)).is_some();
         let untold = (0..OBJECTS).filter(|object| !waits(&world, *object) && !has_token(*object)).count();
         assert!(untold <= 16, "all others that wait have said so since: {untold}");
+    });
+}
+
+#[test]
+fn who_waits_as_an_outage_begins_or_ends_says_so_within_minutes() {
+    const OBJECTS: usize = 400;
+    // The limiter lets one through each second: the others say soon that they wait.
+    let setting = Setting { rate: 1, ..calm(OBJECTS, 30 * DAY) };
+    play_from_the_start(setting, |play| {
+        // What those say that have no token.
+        let said = |play: &Play| -> BTreeSet<String> {
+            let world = lock(&play.world);
+            let has_token = |object: &usize| world.store.get(Kind::Secret, &target_name(*object)).is_some();
+            (0..OBJECTS).filter(|object| !has_token(object)).map(|object| ready_of(&world, object).1).collect()
+        };
+        play.go(10 * SECOND);
+        assert!(said(play).contains("Pending"));
+        let outage = play.begin(What::EndpointAway(Away::Refused), HOUR);
+        // Two minutes, two heartbeats of 200, and what it takes to know of the outage.
+        play.go(2 * MINUTE + 30 * SECOND);
+        assert_eq!(said(play), BTreeSet::from(["EndpointUnavailable".to_owned()]));
+        play.end(outage);
+        play.go(MINUTE);
+        assert_eq!(said(play), BTreeSet::from(["Pending".to_owned()]));
     });
 }
 
