@@ -19,6 +19,9 @@ pub struct Idling {
     pub requests: Counts,
     /// Those of them that are neither.
     pub beyond: u64,
+    /// Resident at its end, in bytes; 0 in results that are older than this figure.
+    #[serde(default)]
+    pub resident_bytes: u64,
 }
 
 /// Looks on for as long as `window`.
@@ -33,5 +36,5 @@ pub async fn idle(world: &World, subject: &Subject, window: Duration) -> Result<
     let core_share = after.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds;
     let expected = |what: &str| what.starts_with("watch ") || what.contains(" leases");
     let beyond = tail.counts.iter().filter(|(what, _)| !expected(what)).map(|(_, count)| count).sum();
-    Ok(Idling { seconds, core_share, requests: tail.counts, beyond })
+    Ok(Idling { seconds, core_share, requests: tail.counts, beyond, resident_bytes: after.resident })
 }

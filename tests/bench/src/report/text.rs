@@ -53,7 +53,7 @@ a deleted target back in 12 and 22 ms, a restart in 6.2 s.
 /// How the table of verdicts is to be read.
 pub const AFTER_VERDICTS: &str = "
 Fillings are judged by their medians, latencies over all rounds together, restarts, idling and objects made meanwhile by the worst. Nothing is asked of a
-line without a limit. Memory is given back if a process that has filled has hardly more resident than one that was started anew beside as many objects, and
+line without a limit. Memory is given back if a process that has filled and idled has hardly more resident than one that was started anew beside as many objects, and
 if little is kept of what foreign Secrets took at the peak when they are gone. A run that goes no further than some hundred objects has no verdict on what
 is asked of 10,000.
 ";
