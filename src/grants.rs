@@ -97,26 +97,32 @@ type Place = (Timestamp, u64);
 struct Waiting {
     place: Place,
     since: Instant,
-    /// It has said that it waits, or was called to; and whether the endpoint was down then.
+    /// What it has said, or was called to say.
     said: Option<Saying>,
 }
 
 /// What an object says as it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Saying {
+pub enum Saying {
+    /// Its token lives: it has nothing to say until that ends.
+    Nothing,
+    /// A token is being asked for.
     IsAskedFor,
+    /// The endpoint is down. That stands until there is a token: only then has it recovered.
     EndpointIsDown,
-}
-
-impl Saying {
-    fn of(is_outage: bool) -> Self {
-        if is_outage { Self::EndpointIsDown } else { Self::IsAskedFor }
-    }
 }
 
 impl Waiting {
     fn is_overlong(&self) -> bool {
         self.since.elapsed() >= LONG_WAIT
+    }
+
+    fn has_news(&self, is_outage: bool) -> bool {
+        match self.said {
+            None => true,
+            Some(Saying::IsAskedFor) => is_outage,
+            Some(Saying::Nothing | Saying::EndpointIsDown) => false,
+        }
     }
 }
 
@@ -249,30 +255,29 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         }
     }
 
-    /// An object has said that it waits, in an outage or not: it need not be called for it until that is another.
-    pub fn has_said(&self, key: &K, is_outage: bool) {
+    /// An object has said how it waits: it need not be called for that.
+    pub fn has_said(&self, key: &K, saying: Saying) {
         if let Some(waiting) = self.state().waiting.get_mut(key) {
-            waiting.said = Some(Saying::of(is_outage));
+            waiting.said = Some(saying);
         }
     }
 
-    /// Who has waited so long by now that it should say so, or has said so before an outage began or ended; each once, and so few that
-    /// saying it holds up nobody. Those in the middle of the queue go first: it is served from both ends, and who is about to be
-    /// served has little to say. Whose token lives has nothing to say.
+    /// Who has waited so long by now that it should say so, or has said so before an outage began; each once, and so few that saying it
+    /// holds up nobody. Those in the middle of the queue go first: it is served from both ends, and who is about to be served has
+    /// little to say.
     #[must_use]
     pub fn overlong(&self) -> Vec<K> {
         let mut state = self.state();
-        let saying = Some(Saying::of(state.health.outage.is_some()));
-        let is_due = |waiting: &Waiting| waiting.said != saying && waiting.is_overlong();
-        let without_token = state.queue.range(..=(self.clock.now(), u64::MAX)).map(|(_, key)| key);
-        let due = without_token.filter(|key| state.waiting.get(*key).is_some_and(is_due));
+        let is_outage = state.health.outage.is_some();
+        let is_due = |waiting: &Waiting| waiting.has_news(is_outage) && waiting.is_overlong();
+        let due = state.queue.values().filter(|key| state.waiting.get(*key).is_some_and(is_due));
         let due: Vec<K> = due.cloned().collect();
         let before_the_middle = due.len().saturating_sub(MOST_TOLD) / 2;
         let called = due.into_iter().skip(before_the_middle).take(MOST_TOLD);
         called
             .inspect(|key| {
                 if let Some(waiting) = state.waiting.get_mut(key) {
-                    waiting.said = saying;
+                    waiting.said = Some(if is_outage { Saying::EndpointIsDown } else { Saying::IsAskedFor });
                 }
             })
             .collect()

@@ -351,7 +351,8 @@ fn without_what_is_over(o: &Observed) -> Observed {
 
 fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
     if credentials_problem(o).is_some() {
-        return account(&without_what_is_over(o));
+        let is_over = o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at <= o.now);
+        return if is_over && !o.live { Plan::Look } else { account(&without_what_is_over(o)) };
     }
     let held_back = spec.suspend
         || is_immutable(o)

@@ -13,7 +13,7 @@ use crate::caches::Guarded;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::{EventReason, FAILURES, Notice};
-use crate::grants::Wait;
+use crate::grants::{Saying, Wait};
 use crate::memory::Told;
 use crate::plan::{self, Observed, Plan};
 use crate::schedule;
@@ -152,7 +152,15 @@ impl Context {
         let since = self.remember(&o.owner, |memory| *memory.waits_since.get_or_insert(o.now));
         let Plan::Rest(report, again_at) = plan::account(&o) else { return Ok(Action::await_change()) };
         let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
-        let ends = was_ready && report.ready.state != State::True;
+        let saying = match (report.ready.state, o.outage) {
+            (State::True, _) => Saying::Nothing,
+            (_, true) => Saying::EndpointIsDown,
+            (_, false) => Saying::IsAskedFor,
+        };
+        if saying == Saying::Nothing {
+            grants.has_said(&key, saying);
+        }
+        let ends = was_ready && saying != Saying::Nothing;
         let report_at = schedule::add(since.min(o.now), WAITS_BEFORE_REPORT);
         match grants.wait_of(&key) {
             Wait::Short if !ends => return Ok(self.requeue_at(&o, again_at)),
@@ -161,7 +169,7 @@ impl Context {
         }
         let action = self.report(&mut o, *report, again_at).await?;
         if self.newest_of(&o.owner).is_some_and(|(_, version, _)| version == o.version) {
-            grants.has_said(&key, o.outage);
+            grants.has_said(&key, saying);
         }
         Ok(action)
     }

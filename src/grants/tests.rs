@@ -181,7 +181,7 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
         queue.enqueue(key, in_secs(-1));
         assert_eq!(queue.grants.wait_of(&key), Wait::Short);
     }
-    queue.grants.has_said(&"b", false);
+    queue.grants.has_said(&"b", Saying::IsAskedFor);
     tokio::time::advance(LONG_WAIT).await;
     for key in ["a", "b"] {
         queue.enqueue(key, in_secs(-2));
@@ -194,23 +194,32 @@ async fn who_has_waited_for_two_minutes_is_to_say_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_said_so_before_an_outage_begins_or_ends_is_to_say_so_again() {
+async fn who_has_said_so_before_an_outage_begins_is_to_say_so_again_and_its_end_is_told_by_tokens() {
     let queue = Queue::new(FAST, 3);
     let _permit = queue.admit("first", in_secs(500));
     let [one, other] = ["x", "y"].map(|key| queue.admit(key, wall()));
-    for (key, urgency) in [("a", in_secs(-1)), ("b", in_secs(-1)), ("living", in_secs(3600))] {
+    // Of "edited" the annotations tell of a token that would live.
+    for (key, urgency) in [("a", in_secs(-1)), ("b", in_secs(-1)), ("edited", in_secs(50)), ("living", in_secs(3600))] {
         queue.enqueue(key, urgency);
     }
-    queue.grants.has_said(&"a", false);
+    for (key, saying) in [("a", Saying::IsAskedFor), ("edited", Saying::IsAskedFor), ("living", Saying::Nothing)] {
+        queue.grants.has_said(&key, saying);
+    }
     tokio::time::advance(LONG_WAIT).await;
-    assert_eq!(queue.grants.overlong(), ["b"], "whose token lives has nothing to say");
+    assert_eq!(queue.grants.overlong(), ["b"]);
+    for _ in 0..2 {
+        assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
+    }
     assert_eq!([queue.fails(one), queue.fails(other)], [Blame::Endpoint, Blame::Outage]);
-    queue.grants.has_said(&"b", true);
-    assert_eq!(queue.grants.overlong(), ["a"], "of the outage");
-    assert_eq!(queue.grants.overlong(), Vec::<Key>::new(), "once");
+    queue.grants.has_said(&"b", Saying::EndpointIsDown);
+    assert_eq!(queue.grants.overlong(), ["a", "edited"], "of the outage; whose token lives has nothing to say");
     queue.grants.answered(&"x");
-    assert_eq!(queue.grants.overlong(), ["a", "b"], "it is over, and they wait");
-    assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
+    assert_eq!(queue.grants.overlong(), Vec::<Key>::new(), "what they have said stands until there is a token");
+    queue.grants.has_said(&"living", Saying::IsAskedFor);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let fails = |key| queue.grants.failed(&key);
+    assert_eq!(["x", "y"].map(fails), [Blame::Endpoint, Blame::Outage]);
+    assert_eq!(queue.grants.overlong(), ["living"], "its token has ended; the others have told of an outage");
 }
 
 #[tokio::test(start_paused = true)]

@@ -553,15 +553,23 @@ fn a_problem_of_credentials_that_a_status_names_beside_failed_attempts_is_not_sa
 }
 
 #[test]
-fn a_refused_write_of_a_token_that_has_expired_since_is_not_told_in_place_of_bad_credentials() {
-    let mut world = scene();
-    world.advance(5000);
-    incomplete(&mut world);
-    let mut o = world.observe(true);
-    o.failure = Some(a_failure(Reason::TargetForbidden, o.now));
-    let Plan::Rest(report, _) = plan(&o) else { panic!("nothing is asked for with such credentials") };
-    assert_eq!((report.failure, report.refreshed.reason), (None, Reason::CredentialsIncomplete));
-    assert_eq!(report.credentials.as_ref(), o.credentials.version(), "they are not looked at again");
+fn a_refused_write_of_a_token_that_has_expired_since_is_not_told_in_place_of_bad_or_missing_credentials() {
+    let cases: [(Disturb, Reason); 2] =
+        [(incomplete, Reason::CredentialsIncomplete), (without_credentials, Reason::CredentialsNotFound)];
+    for (spoil, reason) in cases {
+        let mut world = scene();
+        world.advance(5000);
+        spoil(&mut world);
+        let observe = |live| {
+            let mut o = world.observe(live);
+            o.failure = Some(a_failure(Reason::TargetForbidden, o.now));
+            o
+        };
+        assert!(matches!(plan(&observe(false)), Plan::Look | Plan::LookToMint), "{reason:?}");
+        let o = observe(true);
+        let Plan::Rest(report, _) = plan(&o) else { panic!("{reason:?}: nothing is asked for with such credentials") };
+        assert_eq!((report.failure, report.refreshed.reason), (None, reason));
+    }
 }
 
 #[test]
