@@ -342,7 +342,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
                 if state.closed {
                     return;
                 }
-                (state.next_turns(self.limits), state.wake_at())
+                (state.next_turns(self.limits), state.wake_at(self.limits))
             };
             turns.iter().for_each(&call);
             let timer = async {
@@ -374,8 +374,14 @@ impl<K: Clone + Ord + Hash> Grants<K> {
 
 impl<K: Clone + Ord + Hash> State<K> {
     fn may_start(&self, limits: Limits, now: Instant) -> bool {
-        let probe_is_due = self.next_probe().is_none_or(|at| at <= now && self.in_use == 0);
-        self.in_use < limits.concurrency.get() && self.next_start <= now && probe_is_due
+        let probe_is_due = self.next_probe().is_none_or(|at| at <= now);
+        self.has_room(limits) && self.next_start <= now && probe_is_due
+    }
+
+    /// Whether one more may ask. In an outage only one does.
+    fn has_room(&self, limits: Limits) -> bool {
+        let most = if self.health.outage.is_some() { 1 } else { limits.concurrency.get() };
+        self.in_use < most
     }
 
     fn next_probe(&self) -> Option<Instant> {
@@ -458,12 +464,14 @@ impl<K: Clone + Ord + Hash> State<K> {
         next.cloned()
     }
 
-    /// The next moment at which something changes by itself.
-    fn wake_at(&self) -> Option<Instant> {
+    /// The next moment at which something changes by itself. It may be past: the clock went on since the queue was looked at.
+    fn wake_at(&self, limits: Limits) -> Option<Instant> {
         let uncollected = self.called.values().map(|since| *since + COLLECT_WITHIN).min();
-        let probe_at = self.next_probe().map_or(self.next_start, |at| at.max(self.next_start));
         // A probe that is under way, or all permits being out, ends with a notification.
-        let start = (!self.queue.is_empty() && probe_at > Instant::now()).then_some(probe_at);
+        let start = (!self.queue.is_empty() && self.has_room(limits)).then(|| {
+            let probe_at = self.next_probe().unwrap_or(self.next_start);
+            probe_at.max(self.next_start)
+        });
         [uncollected, start].into_iter().flatten().min()
     }
 }

@@ -158,6 +158,26 @@ async fn of_newcomers_the_last_takes_every_other_turn() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_turn_whose_time_comes_while_the_queue_is_looked_at_is_not_slept_through() {
+    let queue = Queue::new(1.0, 2);
+    queue.running.abort();
+    let limits = limits(1.0, 2);
+    let first = queue.admit("first", wall());
+    queue.enqueue("second", wall());
+    assert!(queue.grants.state().next_turns(limits).is_empty(), "the limiter lets one through a second");
+    // The clock does not wait: between the look at the queue and the choice of when to look again, that second ends.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(queue.grants.state().wake_at(limits), Some(Instant::now()));
+    assert_eq!(queue.grants.state().next_turns(limits), ["second"]);
+    // Where everyone who may ask does, whoever ends wakes it.
+    queue.enqueue("third", wall());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(queue.grants.state().wake_at(limits), Some(Instant::now() + COLLECT_WITHIN - Duration::from_secs(1)));
+    drop(first);
+    assert_eq!(queue.grants.state().wake_at(limits), Some(Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_is_known_to_need_a_token_is_queued_at_once_where_the_queue_is_short() {
     let mut queue = Queue::new(1.0, 1);
     assert!(queue.grants.enqueue(&"a", in_secs(-9)), "it is called when its turn comes, which is now");
