@@ -46,6 +46,17 @@ pub enum Wait {
     Overlong,
 }
 
+/// What an object says as it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saying {
+    /// Its token lives: it has nothing to say until that ends.
+    Nothing,
+    /// A token is being asked for.
+    IsAskedFor,
+    /// The endpoint is down. That stands until there is a token: only then has it recovered.
+    EndpointIsDown,
+}
+
 /// How much is asked of the endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -99,17 +110,6 @@ struct Waiting {
     since: Instant,
     /// What it has said, or was called to say.
     said: Option<Saying>,
-}
-
-/// What an object says as it waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Saying {
-    /// Its token lives: it has nothing to say until that ends.
-    Nothing,
-    /// A token is being asked for.
-    IsAskedFor,
-    /// The endpoint is down. That stands until there is a token: only then has it recovered.
-    EndpointIsDown,
 }
 
 impl Waiting {
