@@ -23,15 +23,21 @@ pub struct Options {
     /// Fail where a figure is not what it must be; else only what could not be measured is a failure
     #[arg(long)]
     check: bool,
+    /// Fill beside this program of External Secrets, and nothing more: 10 minutes, and twice that on a slow machine
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["quick", "largest", "check"], requires = "peer_crds")]
+    peer: Option<PathBuf>,
+    /// Its CRDs: deploy/crds/bundle.yaml of its source
+    #[arg(long, value_name = "FILE", requires = "peer")]
+    peer_crds: Option<PathBuf>,
     /// Measure nothing: write the page and the plots again, from docs/performance.json
-    #[arg(long, conflicts_with_all = ["quick", "largest", "operator", "check"])]
+    #[arg(long, conflicts_with_all = ["quick", "largest", "operator", "peer", "check"])]
     report: bool,
 }
 
 impl Options {
     /// As CI measures.
     pub fn quick() -> Self {
-        Self { quick: true, largest: false, operator: None, check: false, report: false }
+        Self { quick: true, largest: false, operator: None, check: false, peer: None, peer_crds: None, report: false }
     }
 }
 
@@ -47,9 +53,16 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         // Here their building shows its progress.
         Binaries::locate(Release::chosen()?)?;
         let operator = options.operator.clone().map_or_else(build, Ok)?;
-        bench.arg("run").arg("--operator").arg(operator.canonicalize().context("there is no such operator")?);
-        bench.args(options.quick.then_some("--quick")).args(options.check.then_some("--check"));
-        bench.args(options.largest.then_some("--largest"));
+        let operator = operator.canonicalize().context("there is no such operator")?;
+        if let Some((program, crds)) = options.peer.as_ref().zip(options.peer_crds.as_ref()) {
+            bench.arg("peer").arg("--program").arg(program.canonicalize().context("there is no such peer")?);
+            bench.arg("--crds").arg(crds.canonicalize().context("there is no such file of CRDs")?);
+        } else {
+            bench.arg("run");
+            bench.args(options.quick.then_some("--quick")).args(options.check.then_some("--check"));
+            bench.args(options.largest.then_some("--largest"));
+        }
+        bench.arg("--operator").arg(operator);
     }
     let status = bench.arg("--into").arg(&into).status().context("cannot run cargo")?;
     ensure!(status.success(), "see above");

@@ -157,7 +157,8 @@ async fn add_meanwhile(
     }
 }
 
-fn longest_pause(tail: &mut Tail<'_>) -> f64 {
+/// The longest time without a Secret being created, in milliseconds.
+pub fn longest_pause(tail: &mut Tail<'_>) -> f64 {
     tail.secrets_at.sort_unstable();
     let pauses = tail.secrets_at.windows(2).map(|two| two[1].duration_since(two[0]).as_secs_f64() * 1000.0);
     pauses.fold(0.0, f64::max)

@@ -16,6 +16,7 @@ mod idle;
 mod latency;
 mod machine;
 mod memory;
+mod peer;
 mod plan;
 mod plot;
 mod reactions;
@@ -30,12 +31,16 @@ mod usage;
 mod verdicts;
 mod world;
 
+use peer::Peer;
 use plan::Plan;
 use results::Results;
 use run::Run;
+use verdicts::Line;
 
 /// The file of results.
 const RESULTS: &str = "performance.json";
+/// The file of results of a run beside the peer.
+const PEER_RESULTS: &str = "performance/peer.json";
 
 #[derive(Parser)]
 #[command(name = "moneygo-bench")]
@@ -67,6 +72,21 @@ enum Command {
         #[arg(long)]
         into: PathBuf,
     },
+    /// Measure fillings of the operator, the floor and External Secrets, and write performance/peer.json and performance.md
+    Peer {
+        /// The operator's program
+        #[arg(long)]
+        operator: PathBuf,
+        /// External Secrets' program
+        #[arg(long)]
+        program: PathBuf,
+        /// The file of its CRDs
+        #[arg(long)]
+        crds: PathBuf,
+        /// The folder that is written to
+        #[arg(long)]
+        into: PathBuf,
+    },
     /// Write the page and the plots again, from the results that are there
     Report {
         /// Where they are
@@ -88,26 +108,42 @@ async fn main() -> Result<()> {
             };
             let mut run = Run::new(plan, &operator)?;
             run.all().await;
-            let text = serde_json::to_string_pretty(&run.results)?;
-            fs::create_dir_all(&into)?;
-            fs::write(into.join(RESULTS), text + "\n")?;
-            report::write(&run.results, &into)?;
-            conclude(&run.results, check)
+            store(&run.results, &into.join(RESULTS))?;
+            report(&into)?;
+            conclude(&run.results, "floor", &verdicts::all(&run.results), check)
         }
-        Command::Report { into } => report::write(&read(&into)?, &into),
+        Command::Peer { operator, program, crds, into } => {
+            let mut run = Run::new(Plan::PEER, &operator)?;
+            run.beside(&Peer { program, crds }).await;
+            store(&run.results, &into.join(PEER_RESULTS))?;
+            report(&into)?;
+            conclude(&run.results, "peer", &verdicts::beside_peer(&run.results), false)
+        }
+        Command::Report { into } => report(&into),
     }
 }
 
-fn read(folder: &Path) -> Result<Results> {
-    let path = folder.join(RESULTS);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+fn store(results: &Results, path: &Path) -> Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    let text = serde_json::to_string_pretty(results)?;
+    fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read(path: &Path) -> Result<Results> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(serde_json::from_str(&text)?)
 }
 
+/// A run beside the peer is a run of its own, and not always there.
+fn report(folder: &Path) -> Result<()> {
+    let beside = folder.join(PEER_RESULTS);
+    let peer = beside.exists().then(|| read(&beside)).transpose()?;
+    report::write(&read(&folder.join(RESULTS))?, peer.as_ref(), folder)
+}
+
 /// The table of what must be shown is the last that is printed.
-fn conclude(results: &Results, check: bool) -> Result<()> {
-    let lines = verdicts::all(results);
-    println!("\n{}", report::table_of(&lines));
+fn conclude(results: &Results, beside: &str, lines: &[Line], check: bool) -> Result<()> {
+    println!("\n{}", report::table_of(lines, beside));
     ensure!(results.missing.is_empty(), "not everything could be measured:\n{}", results.missing.join("\n"));
     let unmet = lines.iter().filter(|line| line.verdict == verdicts::Verdict::NotMet).count();
     ensure!(!check || unmet == 0, "{unmet} figures are not what they must be: see above");

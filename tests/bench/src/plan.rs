@@ -61,6 +61,9 @@ impl Plan {
     pub const LARGEST: Self =
         Self { name: "largest", fillings: &[(1_000, 3), (10_000, 2), (50_000, 1)], rounds: 3, ..Self::FULL };
 
+    /// Fillings alone, beside the peer's.
+    pub const PEER: Self = Self { name: "peer's", fillings: &[(1_000, 2), (10_000, 1)], ..Self::FULL };
+
     /// Everything once, with few objects.
     pub const QUICK: Self = Self {
         name: "quick",

@@ -22,22 +22,23 @@ const PROFILE: &str = "profile.md";
 ///
 /// # Errors
 /// If they cannot be written.
-pub fn write(results: &Results, into: &Path) -> Result<()> {
+pub fn write(results: &Results, peer: Option<&Results>, into: &Path) -> Result<()> {
     let folder = into.join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for (name, drawn) in plots(results) {
         fs::write(folder.join(name), drawn)?;
     }
     let profile = fs::read_to_string(folder.join(PROFILE)).unwrap_or_default();
-    let page = page(results, &profile);
+    let page = page(results, peer, &profile);
     fs::write(into.join("performance.md"), page).with_context(|| format!("cannot write into {}", into.display()))
 }
 
-fn page(results: &Results, profile: &str) -> String {
+fn page(results: &Results, peer: Option<&Results>, profile: &str) -> String {
     let mut page = text::head(results);
     page += "\n## What must be shown\n\n";
-    page += &table_of(&verdicts::all(results));
+    page += &table_of(&verdicts::all(results), "floor");
     page += text::AFTER_VERDICTS;
+    page += &peer.map(beside_peer).unwrap_or_default();
     let sections =
         [filling(results), requests(results), latency(results), reactions(results), memory(results), events(results)];
     page += &sections.concat();
@@ -52,15 +53,28 @@ fn page(results: &Results, profile: &str) -> String {
     page
 }
 
-/// The table of verdicts, for the page and for a terminal.
+/// What a run beside the peer found.
+fn beside_peer(results: &Results) -> String {
+    let rate = |fillings: &[Filling]| spread(fillings.iter().map(Filling::rate));
+    let row = |(objects, pair): (&usize, &Pair<Vec<Filling>>)| {
+        let peer = results.peer.get(objects).map(Vec::as_slice).unwrap_or_default();
+        vec![objects.to_string(), rate(&pair.operator), rate(&pair.floor), rate(peer)]
+    };
+    let head = ["tokens a second, filling", "operator", "floor", "External Secrets"].map(str::to_owned);
+    let rates = table(&head, results.fillings.iter().map(row));
+    let lines = table_of(&verdicts::beside_peer(results), "External Secrets");
+    text::PEER.replace("{date}", &results.began.strftime("%Y-%m-%d").to_string()) + &rates + "\n" + &lines
+}
+
+/// A table of verdicts, for the page and for a terminal, that names whom the operator is compared with.
 #[must_use]
-pub fn table_of(lines: &[Line]) -> String {
-    let head = ["what", "operator", "floor", "ratio", "must be", ""].map(str::to_owned);
+pub fn table_of(lines: &[Line], beside: &str) -> String {
+    let head = ["what", "operator", beside, "ratio", "must be", ""].map(str::to_owned);
     let rows = lines.iter().map(|line| {
         let figure = |figure: Option<f64>| figure.map_or_else(|| "–".to_owned(), short);
         let ratio = line.ratio().map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"));
         let verdict = line.verdict.words().to_owned();
-        [line.what.clone(), figure(line.operator), figure(line.floor), ratio, line.limit.to_owned(), verdict].to_vec()
+        [line.what.clone(), figure(line.operator), figure(line.beside), ratio, line.limit.to_owned(), verdict].to_vec()
     });
     table(&head, rows)
 }
@@ -330,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_run_that_measured_nothing_has_a_page() {
-        let page = page(&Results::default(), "## What was found by profiling\n\nNothing yet.\n");
+        let page = page(&Results::default(), None, "## What was found by profiling\n\nNothing yet.\n");
         assert!(page.starts_with("# Performance") && page.ends_with("Nothing yet.\n"), "{page}");
         assert!(!page.contains("NaN") && !page.contains('{'), "{page}");
     }

@@ -34,6 +34,9 @@ pub struct Results {
     pub concurrency: usize,
     /// By the number of objects.
     pub fillings: BTreeMap<usize, Pair<Vec<Filling>>>,
+    /// The peer's, of a run beside it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peer: BTreeMap<usize, Vec<Filling>>,
     /// From a manifest to its Secret beside `sizes.1` objects: milliseconds, by round.
     pub one_by_one: Pair<Vec<Vec<f64>>>,
     /// Milliseconds, by round. The floor makes deleted targets again, and nothing else.

@@ -8,11 +8,12 @@ use jiff::Timestamp;
 
 use crate::fill::{Filling, fill};
 use crate::machine::Machine;
+use crate::peer::Peer;
 use crate::plan::Plan;
 use crate::reactions::{Change, answered};
 use crate::results::{Reactions, Results};
 use crate::subject::{Subject, Who};
-use crate::world::World;
+use crate::world::{Rights, World};
 use crate::{burst, failover, idle, latency, memory, restart};
 
 /// A run under way.
@@ -59,6 +60,24 @@ impl<'a> Run<'a> {
         self.results.seconds = self.began.elapsed().as_secs_f64();
     }
 
+    /// Measures fillings alone, of the floor, the operator and the peer in turns.
+    pub async fn beside(&mut self, peer: &Peer) {
+        let found = self.best_concurrency().await;
+        self.note("the floor's best concurrency", found);
+        for (objects, repeats) in self.plan.fillings {
+            for repeat in 0..*repeats {
+                let what = format!("filling {objects}, {} of {repeats}", repeat + 1);
+                let found = self.floor_fills(*objects).await;
+                self.note(&format!("{what}, the floor"), found);
+                let found = self.operator_fills(*objects, false).await;
+                self.note(&what, found);
+                let found = self.peer_fills(peer, *objects).await;
+                self.note(&format!("{what}, the peer"), found);
+            }
+        }
+        self.results.seconds = self.began.elapsed().as_secs_f64();
+    }
+
     fn note(&mut self, what: &str, found: Result<()>) {
         if let Err(error) = found {
             self.say(&format!("{what}: NOT MEASURED: {error:#}"));
@@ -94,7 +113,7 @@ impl<'a> Run<'a> {
     }
 
     async fn starts(&mut self) -> Result<()> {
-        let world = World::start().await?;
+        let world = World::start(Rights::Documented).await?;
         for _ in 0..self.plan.starts {
             let empty = memory::empty(&world, &self.open(), self.plan.settle).await?;
             self.say(&format!("without objects: ready in {:.0} ms", empty.ready_millis));
@@ -127,6 +146,14 @@ impl<'a> Run<'a> {
             self.in_main_world(&world, subject).await;
         }
         world.end().await
+    }
+
+    async fn peer_fills(&mut self, peer: &Peer, objects: usize) -> Result<()> {
+        self.say(&format!("filling {objects}: the peer"));
+        let filling = peer.fill(objects, self.results.concurrency).await?;
+        self.say(&format!("  {:.0} tokens a second, {} requests for tokens", filling.rate(), filling.grants));
+        self.results.peer.entry(objects).or_default().push(filling);
+        Ok(())
     }
 
     async fn in_small_world(&mut self, world: &World, subject: Subject) {
@@ -266,7 +293,7 @@ impl<'a> Run<'a> {
 }
 
 async fn populated(objects: usize) -> Result<World> {
-    let world = World::start().await?;
+    let world = World::start(Rights::Documented).await?;
     world.populate(0..objects).await?;
     Ok(world)
 }

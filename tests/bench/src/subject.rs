@@ -30,6 +30,13 @@ pub enum Who<'a> {
         /// Whether deleted targets are made again.
         mend: bool,
     },
+    /// External Secrets.
+    Peer {
+        /// Its program.
+        program: &'a Path,
+        /// Reconciles at the same time.
+        concurrency: usize,
+    },
 }
 
 impl Who<'_> {
@@ -79,6 +86,15 @@ impl Subject {
                     .arg(format!("--token-url={}", world.moneygo.token_url()))
                     .arg("--kubeconfig")
                     .arg(&world.user.kubeconfig);
+                command
+            }
+            // Its own limits, which are low, are raised; it listens on ports that it does not choose.
+            Who::Peer { program, concurrency } => {
+                let mut command = Command::new(program);
+                command
+                    .arg(format!("--concurrent={concurrency}"))
+                    .args(["--client-qps=10000", "--client-burst=10000"])
+                    .args(["--metrics-addr=127.0.0.1:0", "--live-addr=127.0.0.1:0"]);
                 command
             }
         };

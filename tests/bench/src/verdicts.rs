@@ -44,8 +44,8 @@ pub struct Line {
     pub what: String,
     /// The operator's figure.
     pub operator: Option<f64>,
-    /// The floor's.
-    pub floor: Option<f64>,
+    /// That of the floor, or of the peer: of whom it is compared with.
+    pub beside: Option<f64>,
     /// What it must be.
     pub limit: &'static str,
     /// Whether it is.
@@ -63,8 +63,11 @@ enum Limit {
 
 impl Line {
     fn new(what: impl Into<String>, figures: Pair<Option<f64>>, limit: Limit, words: &'static str) -> Self {
-        let Pair { operator, floor } = figures;
-        let mut line = Self { what: what.into(), operator, floor, limit: words, verdict: Verdict::Shown };
+        Self::beside(what.into(), figures.operator, figures.floor, limit, words)
+    }
+
+    fn beside(what: String, operator: Option<f64>, beside: Option<f64>, limit: Limit, words: &'static str) -> Self {
+        let mut line = Self { what, operator, beside, limit: words, verdict: Verdict::Shown };
         let holds = match limit {
             Limit::Most(most) => operator.map(|figure| figure <= most),
             Limit::LeastRatio(least) => line.ratio().map(|ratio| ratio >= least),
@@ -87,11 +90,11 @@ impl Line {
         self
     }
 
-    /// The operator's figure by the floor's.
+    /// The operator's figure by the other.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
-        let (operator, floor) = (self.operator?, self.floor?);
-        (floor > 0.0).then(|| operator / floor)
+        let (operator, beside) = (self.operator?, self.beside?);
+        (beside > 0.0).then(|| operator / beside)
     }
 }
 
@@ -104,6 +107,29 @@ pub fn all(results: &Results) -> Vec<Line> {
     lines.extend(beside_many(results));
     lines.extend(growth(results));
     lines
+}
+
+/// What is asked of the operator beside the peer.
+#[must_use]
+pub fn beside_peer(results: &Results) -> Vec<Line> {
+    let main = results.sizes.1;
+    let line = |what: &str, figure: fn(&Filling) -> f64, limit, words| {
+        let peer = results.peer.get(&main).into_iter().flatten().map(figure);
+        let peer = Spread::of(peer).map(|spread| spread.median);
+        let operator = in_main(results, figure).operator;
+        Line::beside(format!("{what}, filling {main}"), operator, peer, limit, words).only_if(main == SIZE)
+    };
+    vec![
+        line("1 tokens a second", Filling::rate, Limit::LeastRatio(5.0), "ratio at least 5"),
+        line("2 CPU a token, ms", |filling| filling.cpu_millis, Limit::MostRatio(1.0 / 9.0), "ratio at most 0.11"),
+        line("API server's CPU a token, ms", |filling| filling.apiserver_cpu_millis, Limit::None, ""),
+        line("etcd's CPU a token, ms", |filling| filling.etcd_cpu_millis, Limit::None, ""),
+        line("writes a token", |filling| rounded(filling.each(&WRITES)), Limit::None, ""),
+        line("reads a token", |filling| rounded(filling.each(&["get"])), Limit::None, ""),
+        line("requests for tokens", |filling| real(filling.grants), Limit::None, ""),
+        line("resident at the end, MiB", |filling| mebibytes(filling.resident_bytes), Limit::None, ""),
+        line("longest time without a token, ms", |filling| filling.longest_pause_millis, Limit::None, ""),
+    ]
 }
 
 fn alone(figure: Option<f64>) -> Pair<Option<f64>> {

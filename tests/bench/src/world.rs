@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use fake_moneygo::FakeMoneyGo;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use moneygo_controlplane::{Access, AuditEvent, AuditMark, ControlPlane, User};
 use moneygo_operator::crd::{CredentialsRef, MoneyGoCredential, MoneyGoCredentialSpec};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::usage::{self, Usage};
@@ -24,7 +25,7 @@ const RBAC: &str = include_str!("../../../docs/rbac/cluster.yaml");
 /// The operator's own namespace.
 pub const OWN_NAMESPACE: &str = "moneygo-system";
 /// The client secret of every client.
-const CLIENT_SECRET: &str = "of the bench";
+pub const CLIENT_SECRET: &str = "of the bench";
 /// How a request in the operator's own namespace is told from others.
 pub const OWN: &str = " of its own";
 /// Objects in a namespace.
@@ -51,6 +52,30 @@ pub struct World {
     pub user: User,
 }
 
+/// What the one who is measured may do.
+#[derive(Clone, Copy, Debug)]
+pub enum Rights {
+    /// What docs/rbac says that the operator needs.
+    Documented,
+    /// Everything.
+    All,
+}
+
+impl Rights {
+    fn access(self) -> Result<Access> {
+        let every = || Some(vec!["*".to_owned()]);
+        match self {
+            Self::Documented => Access::default().manifests(RBAC, OWN_NAMESPACE),
+            Self::All => Ok(Access::default().cluster([PolicyRule {
+                api_groups: every(),
+                resources: every(),
+                verbs: vec!["*".to_owned()],
+                ..PolicyRule::default()
+            }])),
+        }
+    }
+}
+
 /// What the two servers have used so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Servers {
@@ -61,17 +86,17 @@ pub struct Servers {
 }
 
 impl World {
-    /// Starts the servers, installs the CRD, and makes a user with the documented rights and no others.
+    /// Starts the servers, installs the CRD, and makes a user with these rights and no others.
     ///
     /// # Errors
     /// If a server cannot be had.
-    pub async fn start() -> Result<Self> {
+    pub async fn start(rights: Rights) -> Result<Self> {
         let plane = ControlPlane::start().await?;
         plane.install_crd(CRD).await?;
         let admin = plane.admin().await?;
         let moneygo = FakeMoneyGo::builder().any_client().start().await?;
         create(&admin, None, &namespace(OWN_NAMESPACE)).await?;
-        let user = plane.user(&Access::default().manifests(RBAC, OWN_NAMESPACE)?).await?;
+        let user = plane.user(&rights.access()?).await?;
         Ok(Self { plane, moneygo, admin, user })
     }
 
@@ -80,12 +105,21 @@ impl World {
     /// # Errors
     /// If the API server refuses one.
     pub async fn populate(&self, range: Range<usize>) -> Result<()> {
+        self.add_namespaces(range.clone()).await?;
+        each(range.clone(), async |number| self.add_credentials(&namespace_of(number), number).await).await?;
+        each(range, async |number| self.add_object(&namespace_of(number), number).await).await
+    }
+
+    /// Makes the namespaces of those objects.
+    ///
+    /// # Errors
+    /// If one is there already.
+    pub async fn add_namespaces(&self, range: Range<usize>) -> Result<()> {
         let first = range.start.div_ceil(PER_NAMESPACE);
         for number in first..range.end.div_ceil(PER_NAMESPACE) {
             self.add_namespace(&namespace_of(number * PER_NAMESPACE)).await?;
         }
-        each(range.clone(), async |number| self.add_credentials(&namespace_of(number), number).await).await?;
-        each(range, async |number| self.add_object(&namespace_of(number), number).await).await
+        Ok(())
     }
 
     /// Makes a namespace.
@@ -300,7 +334,11 @@ fn label(event: &AuditEvent) -> String {
     format!("{} {resource}{slash}{}{own}", event.verb, event.subresource)
 }
 
-async fn each<F: Future<Output = Result<()>>>(range: Range<usize>, one: impl Fn(usize) -> F) -> Result<()> {
+/// Does it for each number, several at the same time.
+///
+/// # Errors
+/// As soon as one of them fails.
+pub async fn each<F: Future<Output = Result<()>>>(range: Range<usize>, one: impl Fn(usize) -> F) -> Result<()> {
     stream::iter(range).map(one).buffer_unordered(SETTERS).try_collect().await
 }
 
@@ -328,9 +366,16 @@ fn namespace(name: &str) -> Namespace {
 
 async fn create<K>(client: &Client, namespace: Option<&str>, object: &K) -> Result<()>
 where
-    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    K: Resource<DynamicType = ()> + Serialize,
 {
-    let path = K::url_path(&(), namespace);
+    post(client, &K::url_path(&(), namespace), object).await
+}
+
+/// Makes an object of any kind.
+///
+/// # Errors
+/// If the API server refuses it.
+pub async fn post(client: &Client, path: &str, object: &impl Serialize) -> Result<()> {
     let request = kube::core::Request::new(path).create(&PostParams::default(), serde_json::to_vec(object)?)?;
     // What is sent back is not looked at.
     client.request_text(request).await.map(drop).context("the API server refuses what the bench makes")

@@ -58,6 +58,17 @@ if little is kept of what foreign Secrets took at the peak when they are gone. A
 is asked of 10,000.
 ";
 
+/// Before the tables of a run beside the peer.
+pub const PEER: &str = "
+## Beside External Secrets
+
+A run of its own on the same machine, of {date}: `cargo xtask bench --peer`, with External Secrets 2.9.0 built from its source. For each client it has
+the Secret with the client's id and secret, a `Webhook` generator that posts them, and an `ExternalSecret` that is refreshed every 20 days, all in one
+namespace: reconciles share one generator, and in several namespaces look for a client's Secret in each other's. It reconciles as many at once as the
+floor, with no limit on its requests of the API server. The time runs to its last write, as it does for the others.
+
+";
+
 /// Before the table of fillings.
 pub const FILLING: &str = "
 ## Filling
