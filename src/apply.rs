@@ -29,7 +29,7 @@ const DIGEST_KEY: &str = "key";
 /// API server and etcd more (docs/performance.md).
 const AT_ONCE: usize = 64;
 /// Who waits for longer than that gives its place to the next: what hangs (an admission webhook, say) holds up no other object.
-const PLACE_HELD_FOR: Duration = Duration::from_secs(1);
+pub const PLACE_HELD_FOR: Duration = Duration::from_secs(1);
 
 /// The API server, for what a reconcile asks of it.
 pub struct ApiServer {

@@ -10,21 +10,22 @@ mod report;
 mod watches;
 mod write;
 
+use std::any::Any;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Client, Resource as _, ResourceExt as _};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::apply::ApiServer;
+use crate::apply::{ApiServer, PLACE_HELD_FOR};
 use crate::caches::{Caches, Guarded, ObjectKey};
 use crate::clock::{Clock, Moment};
 use crate::crd::{MoneyGoCredential, Resolved};
@@ -42,12 +43,21 @@ use crate::work::{Action, Work};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
 const CONCURRENCY_BESIDE_GRANTS: u16 = 32;
+/// Reconciles at the same time, beyond those, that hang: each may hold a connection to the API server.
+const CONCURRENCY_OF_WHAT_HANGS: usize = 32;
 /// An object that waits for leave to ask for a token says so after this long. Most never wait.
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
+/// An object of which nothing was ever said is told of what the API server does not let be done after so many failures: the first few
+/// seconds say nothing.
+const FAILURES_OF_A_NEW_ONE: u32 = 4;
 /// The longest sleep of one object. Nothing is done on waking up early.
 const LONGEST_SLEEP: Duration = Duration::from_hours(12);
-/// After a stop is asked for: for what is under way, and for writing tokens that are held.
-const STOP_LIMIT: Duration = Duration::from_millis(2200);
+/// After a stop is asked for: for what is under way.
+const STOP_LIMIT: Duration = Duration::from_millis(1700);
+/// After that: for writing the tokens that are still held. What is under way must not take it up.
+const LAST_WRITES_LIMIT: Duration = Duration::from_millis(500);
+/// So many of those at the same time.
+const LAST_WRITES_AT_ONCE: usize = 64;
 /// For what runs beside the controllers, to end.
 const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
 /// Attempts to write a late token to the target of an object that is gone.
@@ -127,18 +137,29 @@ struct Scope {
 #[derive(Default)]
 struct Background {
     ends: CancellationToken,
-    tasks: TaskTracker,
+    tasks: JoinSet<Option<()>>,
 }
 
 impl Background {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.ends.clone().run_until_cancelled_owned(task));
     }
 
-    async fn end(self) {
+    /// Returns with what one of the tasks panicked with.
+    async fn panicked(&mut self) -> Box<dyn Any + Send> {
+        loop {
+            match self.tasks.join_next().await.map(|ended| ended.map_err(JoinError::try_into_panic)) {
+                Some(Err(Ok(panic))) => return panic,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn end(mut self) {
         self.ends.cancel();
-        self.tasks.close();
-        let _ = tokio::time::timeout(BACKGROUND_LIMIT, self.tasks.wait()).await;
+        let all_end = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(BACKGROUND_LIMIT, all_end).await;
     }
 }
 
@@ -153,13 +174,16 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     let api_server = ApiServer::new(settings.client.clone());
     let (memories, digest_key) = (Memories::default(), RwLock::new(None));
     let shared = Arc::new(Shared { settings, api_server, memories, digest_key, beat });
-    let background = Background::default();
+    let mut background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
-    if !shared.fetch_digest_key().await {
-        background.spawn(Arc::clone(&shared).keep_fetching_digest_key());
+    match shutdown.run_until_cancelled(shared.fetch_digest_key()).await {
+        Some(true) => {}
+        Some(false) => background.spawn(Arc::clone(&shared).keep_fetching_digest_key()),
+        None => return,
     }
 
-    let scopes: Vec<Scope> = namespaces.into_iter().map(|namespace| open(&shared, namespace, &background)).collect();
+    let scopes: Vec<Scope> =
+        namespaces.into_iter().map(|namespace| open(&shared, namespace, &mut background)).collect();
     let contexts: Arc<[Arc<Context>]> = scopes.iter().map(|scope| Arc::clone(&scope.context)).collect();
     background.spawn(watches::beat(Arc::clone(&shared), Arc::clone(&contexts)));
     background.spawn(watches::follow_leadership(Arc::clone(&shared), Arc::clone(&contexts)));
@@ -172,11 +196,15 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     }
 
     let running = Box::pin(control(&shared, scopes, &shutdown));
-    Box::pin(stop_after(running, &shared, &contexts, &shutdown)).await;
+    tokio::select! {
+        () = Box::pin(stop_after(running, &shared, &contexts, &shutdown)) => {}
+        // Without one of them the process would look well, and do nothing.
+        panic = background.panicked() => std::panic::resume_unwind(panic),
+    }
     background.end().await;
 }
 
-fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &Background) -> Scope {
+fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &mut Background) -> Scope {
     let (calls, called) = mpsc::unbounded_channel();
     let (objects_are_listed, objects_listed) = oneshot::channel();
     let (secrets_are_listed, secrets_listed) = oneshot::channel();
@@ -225,46 +253,51 @@ async fn stop_after(
     };
     shared.settings.grants.close();
     shared.api_server.let_all_through();
-    let deadline = tokio::time::Instant::now() + STOP_LIMIT;
+    let deadline = Instant::now() + STOP_LIMIT;
     let in_time = ended_already || tokio::time::timeout_at(deadline, running).await.is_ok();
     if !in_time {
         tracing::warn!("requests were still under way at the stop");
     }
-    let written = tokio::time::timeout_at(deadline, write_held(shared, contexts)).await;
+    let written = tokio::time::timeout_at(deadline + LAST_WRITES_LIMIT, write_held(shared, contexts)).await;
     if written.is_err() || !shared.memories.holding().is_empty() {
         tracing::warn!("tokens that were issued could not be written in time");
     }
 }
 
-/// Writes what is held, again and again, as long as there is something and the caller waits.
+/// Writes what is held, again and again, as long as there is something and the caller waits; side by side, so that one write that hangs
+/// holds up no other.
 async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
     loop {
         let holding = shared.memories.holding();
         if holding.is_empty() {
             return;
         }
-        for key in holding {
-            for context in contexts {
+        let write = |key: ObjectKey| async move {
+            for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
                 let _ = Box::pin(reconcile(&key, Arc::clone(context))).await;
             }
-        }
+        };
+        futures::stream::iter(holding).for_each_concurrent(LAST_WRITES_AT_ONCE, write).await;
         if !shared.memories.holding().is_empty() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }
 
-/// Looks at whoever is called or due, so many at a time, until shutdown; from then on only at those that hold a token, which another's slow
-/// request must not keep from being written. Returns as the last look ends. To drop it ends those that are under way.
+/// Looks at whoever is called or due, so many at a time, until shutdown; from then on only at those that hold a token, all of them and at
+/// once: another's slow request must not keep it from being written. Returns as the last look ends. To drop it ends those that are under way.
 async fn reconcile_all(
     context: Arc<Context>,
     mut called: mpsc::UnboundedReceiver<ObjectKey>,
     shutdown: CancellationToken,
 ) {
     let concurrency = context.shared.settings.token_concurrency.saturating_add(CONCURRENCY_BESIDE_GRANTS);
-    let (mut work, mut passes) = (Work::default(), JoinSet::new());
+    let places = Arc::new(Semaphore::new(usize::from(concurrency)));
+    let most = usize::from(concurrency) + CONCURRENCY_OF_WHAT_HANGS;
+    let (mut work, mut passes, mut stops) = (Work::default(), JoinSet::new(), false);
     while !shutdown.is_cancelled() || !passes.is_empty() {
-        while passes.len() < usize::from(concurrency)
+        while passes.len() < most
+            && let Ok(place) = Arc::clone(&places).try_acquire_owned()
             && let Some(key) = work.start()
         {
             if shutdown.is_cancelled() && !context.shared.memories.is_holding(&key) {
@@ -272,19 +305,27 @@ async fn reconcile_all(
                 continue;
             }
             // A task of its own: only those that move are polled.
-            passes.spawn(pass_over(key, Arc::clone(&context)));
+            passes.spawn(pass_over(key, place, Arc::clone(&context)));
         }
         let due = work.next_timer();
         tokio::select! {
             Some(ended) = passes.join_next() => match ended {
-                Ok((key, action)) => work.done(key, action, Instant::now()),
+                Ok(Passed { key, action, hung }) => {
+                    work.note_pace(&key, hung);
+                    work.done(key, action, Instant::now());
+                }
                 Err(ended) => if let Ok(panic) = ended.try_into_panic() {
                     std::panic::resume_unwind(panic);
                 }
             },
             Some(key) = called.recv() => work.call(key),
+            _ = places.acquire(), if work.is_waiting() && passes.len() < most => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => work.call_due(Instant::now()),
-            () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
+            () = shutdown.cancelled(), if !stops => {
+                stops = true;
+                let held = context.shared.memories.holding().into_iter();
+                held.filter(|key| context.watches(key.namespace())).for_each(|key| work.call(key));
+            }
         }
         while let Ok(key) = called.try_recv() {
             work.call(key);
@@ -292,10 +333,28 @@ async fn reconcile_all(
     }
 }
 
-async fn pass_over(key: ObjectKey, context: Arc<Context>) -> (ObjectKey, Action) {
-    let result = Box::pin(reconcile(&key, Arc::clone(&context))).await;
+/// What hangs, at an admission webhook say, gives up its place and holds up no other.
+async fn pass_over(key: ObjectKey, place: OwnedSemaphorePermit, context: Arc<Context>) -> Passed {
+    let (hung, result) = {
+        let mut pass = Box::pin(reconcile(&key, Arc::clone(&context)));
+        let in_time = tokio::time::timeout(PLACE_HELD_FOR, &mut pass).await;
+        drop(place);
+        match in_time {
+            Ok(result) => (false, result),
+            Err(_) => (true, pass.await),
+        }
+    };
+    let hung = hung && result.is_err();
     let action = result.unwrap_or_else(|error| error_policy(&key, &error, &context));
-    (key, action)
+    Passed { key, action, hung }
+}
+
+/// What came of a pass over an object.
+struct Passed {
+    key: ObjectKey,
+    action: Action,
+    /// It took long, and to no avail.
+    hung: bool,
 }
 
 /// Both Secrets, as just read.
@@ -319,6 +378,9 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
     let result = match object.read() {
         Ok(credential) => {
             let result = span.around(Box::pin(context.pass(&credential))).await;
+            if let Err(error) = &result {
+                span.around(Box::pin(context.tell_despite(error, &owner_of(&credential)))).await;
+            }
             let was_called = span.around(Box::pin(context.end_pass(&credential))).await;
             match (result, was_called) {
                 (Ok(action), true) => Ok(context.answer_call(key).unwrap_or(action)),

@@ -767,6 +767,7 @@ reasons! {
     TargetConflict: "The target Secret exists and is not this object's: it is not touched, and no token is asked for. Choose another target.name, delete the Secret, or hand it over with the annotation money-go.com/adopt, its value this object's name. Where another MoneyGoCredential writes it, this one takes over when that one goes.",
     TargetImmutable: "target.name was changed, or the target Secret is immutable (its field immutable is true), so no token can be written. Set the name back or create another MoneyGoCredential; or delete the Secret, and it is created anew.",
     TargetForbidden: "The API server refuses the write of the target Secret: RBAC, a quota or an admission policy. The operator's log has its answer; grant the permission, or make room. The write is tried again with the same token.",
+    SecretsUnavailable: "There is no valid token, and the API server does not let one be put there: it fails or does not answer as the Secrets are read or the target is written, or refuses to show them. Nothing to do if it is short; else look at the API server, at admission webhooks for Secrets, and at the operator's Role. It is tried again within 10 s.",
     TargetOverwritten: "Someone keeps overwriting the target Secret. The message names the field manager: stop it, or choose another target.name. Until then the token is restored ever more slowly.",
     InvalidSpec: "The spec is not valid; the message names the field. Correct it.",
     Succeeded: "The last request brought a token, and it is in the Secret. Nothing to do.",

@@ -47,6 +47,16 @@ impl Error {
         Self::Api { doing, code: status.code, reason: status.reason.clone(), detail }
     }
 
+    /// What the API server answered, without its words.
+    #[must_use]
+    pub fn answer(&self) -> String {
+        match self {
+            Self::Api { code, .. } => format!("HTTP {code}"),
+            Self::Timeout { .. } => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+            Self::Unreachable { .. } => "no answer that can be read".to_owned(),
+        }
+    }
+
     /// What came of a call, in a word: [`Self::OK`], or why it failed.
     #[must_use]
     pub fn outcome<T>(result: &Result<T, Self>) -> &'static str {

@@ -37,7 +37,7 @@ pub enum EventReason {
 }
 
 /// Why `Refreshed` can be False; and that the token has expired, which may be long after the first failure.
-pub const FAILURES: [Reason; 14] = [
+pub const FAILURES: [Reason; 15] = [
     Reason::CredentialsNotFound,
     Reason::CredentialsIncomplete,
     Reason::CredentialsMalformed,
@@ -49,6 +49,7 @@ pub const FAILURES: [Reason; 14] = [
     Reason::TargetConflict,
     Reason::TargetImmutable,
     Reason::TargetForbidden,
+    Reason::SecretsUnavailable,
     Reason::TargetOverwritten,
     Reason::InvalidSpec,
     Reason::TokenExpired,

@@ -11,6 +11,8 @@ use crate::schedule::{self, Life, Urgency};
 use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
 use crate::status::{self, Failure, Report, State, Verdict};
 
+/// Of a token that was asked for with nobody knows what: no spec has this one.
+const UNKNOWN_SCOPE: &str = "";
 const OUTAGE: &str = "the token endpoint is down for everyone; a token is asked for as soon as it is back";
 
 /// All that a plan is made of.
@@ -110,6 +112,8 @@ pub enum Target {
         facts: Box<Facts>,
         /// What its data holds.
         found: Found,
+        /// The keys beside the token's hold what they should.
+        complete: bool,
         /// Its data cannot be changed: `immutable: true`.
         immutable: bool,
     },
@@ -294,7 +298,7 @@ fn decide(o: &Observed) -> Plan {
 
 /// The API server refused the write, and it is not time to try again.
 fn is_write_refused(o: &Observed) -> bool {
-    o.failure.as_ref().is_some_and(|failure| is_of_the_write(failure) && failure.next_attempt_at > o.now)
+    o.failure.as_ref().is_some_and(|failure| is_of_the_write(failure) && failure.holds_back(o.now))
 }
 
 fn is_of_the_write(failure: &Failure) -> bool {
@@ -345,18 +349,18 @@ fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
 /// A failure whose time to be tried again has come, where a look at both Secrets shows nothing to try, is over: someone put
 /// back what was missing, or a clock is right again.
 fn without_what_is_over(o: &Observed) -> Observed {
-    let stands = |failure: &Failure| !o.live || failure.next_attempt_at > o.now;
+    let stands = |failure: &Failure| !o.live || failure.holds_back(o.now);
     Observed { failure: o.failure.clone().filter(stands), ..o.clone() }
 }
 
 fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
     if credentials_problem(o).is_some() {
-        let is_over = o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at <= o.now);
+        let is_over = o.failure.as_ref().is_some_and(|failure| !failure.holds_back(o.now));
         return if is_over && !o.live { Plan::Look } else { account(&without_what_is_over(o)) };
     }
     let held_back = spec.suspend
         || is_immutable(o)
-        || o.failure.as_ref().is_some_and(|failure| failure.next_attempt_at > o.now)
+        || o.failure.as_ref().is_some_and(|failure| failure.holds_back(o.now))
         || allowed_at(o, cause) > o.now;
     if held_back {
         return account(o);
@@ -380,7 +384,8 @@ fn is_immutable(o: &Observed) -> bool {
 fn mend(o: &Observed, spec: &Resolved, life: Life) -> Option<Plan> {
     let facts = o.target.facts()?;
     let digests = Digests { token: o.digests, credentials: o.digests && is_restampable(o) };
-    if secret::is_dressed(facts, &o.owner, spec, life, digests, o.owner_refused) {
+    let is_complete = !matches!(o.target, Target::Read { complete: false, .. });
+    if is_complete && secret::is_dressed(facts, &o.owner, spec, life, digests, o.owner_refused) {
         return None;
     }
     match &o.target {
@@ -400,21 +405,34 @@ pub fn is_restampable(o: &Observed) -> bool {
     known && o.status.failed_attempts.is_none() && credentials_problem(o).is_none()
 }
 
-/// What is recorded of the token that is there, with what was stripped put back from the status.
+/// What is recorded of the token that is there, with what was stripped put back from the spec and the status. While a change of them may
+/// still be unanswered they tell of that, and not of this token: what it was asked for with is unknown then, and another is asked for.
 fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
     let marks = &facts.marks;
+    let settled = is_settled(o);
     let remembered = o
         .status
         .observed_credentials
         .as_ref()
+        .filter(|_| settled)
         .map(|seen| Version { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() });
+    let scope = if settled { spec.scope.as_str() } else { UNKNOWN_SCOPE };
     Issue {
         life,
-        scope: marks.scope.clone().unwrap_or_else(|| spec.scope.clone()),
+        scope: marks.scope.clone().unwrap_or_else(|| scope.to_owned()),
         refresh_handled: marks.refresh_handled.clone().or_else(|| o.status.last_handled_refresh.clone()),
         credentials: marks.credentials.clone().or(remembered).unwrap_or_default(),
         credentials_digest: marks.credentials_digest.clone(),
     }
+}
+
+/// Whether the status tells of no change that a token is still to be asked for.
+fn is_settled(o: &Observed) -> bool {
+    let is_observed = o.status.observed_generation.is_none() || o.status.observed_generation == o.generation;
+    let refreshed = status::condition(&o.status, ConditionType::Refreshed);
+    is_observed
+        && o.status.failed_attempts.is_none()
+        && refreshed.is_none_or(|refreshed| refreshed.status == State::True.as_str())
 }
 
 fn token(o: &Observed, spec: &Resolved) -> Token {
@@ -673,6 +691,17 @@ pub fn account(o: &Observed) -> Plan {
         stalled,
     };
     Plan::Rest(Box::new(report), waits)
+}
+
+/// What is to be said where the Secrets could not be read, or the target not be written. Nothing while the token that is known to be
+/// there lives, nor where nobody knows what is there: it may still be what the status says.
+#[must_use]
+pub fn account_without_secrets(o: &Observed, failure: Failure) -> Option<Box<Report>> {
+    let is_unclear = o.spec.as_ref().is_ok_and(|spec| token(o, spec) == Token::Unclear);
+    let has_ended = o.status.expires_at.is_some_and(|at| at <= o.now);
+    let failure = o.failure.clone().or(Some(failure));
+    let Plan::Rest(report, _) = account(&Observed { failure, ..o.clone() }) else { return None };
+    (report.ready.state != State::True && (has_ended || !is_unclear)).then_some(report)
 }
 
 fn refresh_at(o: &Observed, life: Option<Life>) -> Option<Timestamp> {

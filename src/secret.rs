@@ -421,6 +421,25 @@ pub fn stored_token<'a>(secret: &'a Secret, facts: &Facts, spec: &Resolved) -> O
     std::str::from_utf8(&value.0).ok().filter(|token| !token.is_empty())
 }
 
+/// Whether the keys beside the token's hold what [`compose`] writes into them: `Bearer <token>`, and the expiry.
+#[must_use]
+pub fn is_complete(secret: &Secret, facts: &Facts, spec: &Resolved, found: &Found) -> bool {
+    let (Found::Token(life), Some(token)) = (found, stored_token(secret, facts, spec)) else { return true };
+    let holds = |key: Option<&String>, wanted: String| {
+        key.is_none_or(|key| {
+            let value = secret.data.as_ref().and_then(|data| data.get(key));
+            value.is_some_and(|value| value.0 == wanted.as_bytes())
+        })
+    };
+    holds(spec.authorization_key.as_ref(), authorization(token))
+        && holds(spec.expires_at_key.as_ref(), life.expires_at.to_string())
+}
+
+/// The value of an `Authorization` header (RFC 6750, section 2.1).
+fn authorization(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
 /// Which digests a target can and so should carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digests {
@@ -551,7 +570,7 @@ fn write_data(secret: &mut Secret, spec: &Resolved, content: Content<'_>) {
         }
     };
     put(Some(&spec.access_token_key), content.token.to_owned());
-    put(spec.authorization_key.as_ref(), format!("Bearer {}", content.token));
+    put(spec.authorization_key.as_ref(), authorization(content.token));
     put(spec.expires_at_key.as_ref(), content.issue.life.expires_at.to_string());
 }
 

@@ -87,9 +87,13 @@ impl Failure {
         let next_attempt_at = status.next_attempt_at.unwrap_or(at);
         Some(Self { reason, message: refreshed.message.clone(), at, attempts, next_attempt_at })
     }
-}
 
-impl Failure {
+    /// Whether it is too early for another attempt.
+    #[must_use]
+    pub fn holds_back(&self, now: Timestamp) -> bool {
+        self.next_attempt_at > now
+    }
+
     /// With times that people can read.
     #[must_use]
     pub fn in_milliseconds(self) -> Self {
@@ -102,6 +106,12 @@ impl Failure {
 #[must_use]
 pub fn condition(status: &MoneyGoCredentialStatus, kind: ConditionType) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == kind.as_str())
+}
+
+/// Whether a status says that the target holds a valid token.
+#[must_use]
+pub fn says_ready(status: &MoneyGoCredentialStatus) -> bool {
+    condition(status, ConditionType::Ready).is_some_and(|ready| ready.status == State::True.as_str())
 }
 
 /// Whether a status says that something fails: `Refreshed` is False, or the token has expired.

@@ -27,12 +27,21 @@ impl Action {
     }
 }
 
+/// So many of those that hung the last time are looked at at once: each takes a place of the API server's, too.
+const HANGING_AT_ONCE: usize = 8;
+
 /// A work queue. `K` names an object.
 #[derive(Debug)]
 pub struct Work<K> {
     /// In the order in which they were called.
     ready: VecDeque<K>,
+    /// The same of those that hung the last time.
+    ready_to_hang: VecDeque<K>,
     is_ready: HashSet<K>,
+    /// Whose last look hung.
+    hung: HashSet<K>,
+    /// Of those, who are looked at now.
+    hanging: HashSet<K>,
     running: HashSet<K>,
     /// Called while they run.
     again: HashSet<K>,
@@ -44,7 +53,10 @@ impl<K> Default for Work<K> {
     fn default() -> Self {
         Self {
             ready: VecDeque::new(),
+            ready_to_hang: VecDeque::new(),
             is_ready: HashSet::new(),
+            hung: HashSet::new(),
+            hanging: HashSet::new(),
             running: HashSet::new(),
             again: HashSet::new(),
             timers: BTreeSet::new(),
@@ -59,22 +71,48 @@ impl<K: Clone + Ord + Hash> Work<K> {
         if self.running.contains(&key) {
             self.again.insert(key);
         } else if self.is_ready.insert(key.clone()) {
-            self.ready.push_back(key);
+            let queue = if self.hung.contains(&key) { &mut self.ready_to_hang } else { &mut self.ready };
+            queue.push_back(key);
         }
     }
 
     /// The next object to be looked at: it runs from here on, and what was planned for later is off.
     pub fn start(&mut self) -> Option<K> {
-        let key = self.ready.pop_front()?;
+        let is_one_to_hang = self.has_room_to_hang() && !self.ready_to_hang.is_empty();
+        let queue = if is_one_to_hang { &mut self.ready_to_hang } else { &mut self.ready };
+        let key = queue.pop_front()?;
+        if is_one_to_hang {
+            self.hanging.insert(key.clone());
+        }
         self.is_ready.remove(&key);
         self.forget_timer(&key);
         self.running.insert(key.clone());
         Some(key)
     }
 
+    /// Whether someone is there to be started.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.ready.is_empty() || (self.has_room_to_hang() && !self.ready_to_hang.is_empty())
+    }
+
+    fn has_room_to_hang(&self) -> bool {
+        self.hanging.len() < HANGING_AT_ONCE
+    }
+
+    /// Takes note of whether the look at an object that ends now hung: if so, it is one of few from the next time on.
+    pub fn note_pace(&mut self, key: &K, hung: bool) {
+        if hung {
+            self.hung.insert(key.clone());
+        } else {
+            self.hung.remove(key);
+        }
+    }
+
     /// An object was looked at.
     pub fn done(&mut self, key: K, action: Action, now: Instant) {
         self.running.remove(&key);
+        self.hanging.remove(&key);
         let at = action.after.map(|after| now.checked_add(after));
         if self.again.remove(&key) || at.flatten().is_some_and(|at| at <= now) {
             self.call(key);
@@ -158,6 +196,41 @@ mod tests {
         work.call_due(after(3));
         assert_eq!(start(&mut work), ["c"]);
         assert!(work.timer_of.is_empty() && work.timers.is_empty() && work.is_ready.is_empty());
+    }
+
+    #[test]
+    fn of_those_that_hung_few_are_looked_at_at_once_and_they_hold_up_no_other() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        let all: Vec<&'static str> = "a b c d e f g h i j".split(' ').collect();
+        let end = |work: &mut Work<&'static str>, key, hung| {
+            work.note_pace(&key, hung);
+            work.done(key, Action::await_change(), now);
+        };
+        for &key in &all {
+            work.call(key);
+        }
+        assert_eq!(start(&mut work), all, "nobody knows that they will hang");
+        for &key in &all {
+            end(&mut work, key, true);
+        }
+        for &key in &all {
+            work.call(key);
+        }
+        work.call("z");
+        assert_eq!(start(&mut work), [&all[..HANGING_AT_ONCE], &["z"]].concat());
+        assert!(!work.is_waiting(), "i and j cannot be started");
+        end(&mut work, "z", false);
+        end(&mut work, "a", false);
+        assert!(work.is_waiting());
+        assert_eq!(start(&mut work), ["i"]);
+        for key in ["b", "i"] {
+            end(&mut work, key, true);
+        }
+        assert_eq!(start(&mut work), ["j"]);
+        work.call("a");
+        work.call("b");
+        assert_eq!(start(&mut work), ["b", "a"], "who went well is as all others, and one has room to hang");
+        assert!(!work.is_waiting() && work.is_ready.is_empty());
     }
 
     #[test]

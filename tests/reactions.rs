@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kube::ResourceExt as _;
 use serde_json::json;
-use stage::{Operator, SOON, Scene, Stage, client_secret_of, credentials_name, is_newer};
+use stage::{Operator, SOON, Scene, Stage, base64, client_secret_of, credentials_name, is_newer};
 use tokio::sync::Mutex;
 
 /// What is promised.
@@ -187,4 +187,33 @@ async fn a_refresh_asked_for_by_annotation() {
     assert_eq!(stage.until("the request is handled", SOON, handled).await, "now");
     assert_eq!(stage.moneygo.grants_of("a").last().unwrap().token, new);
     assert_eq!(stage.grants_of("a"), 2);
+}
+
+/// The token is what it was, and so nobody but the program that reads the other keys would notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_beside_the_token_edited_and_removed() {
+    let _alone = ALONE.lock().await;
+    let stage = Stage::new("derived").await;
+    let _operator = stage.operator().start().await;
+    stage.subscribe("a", json!({"target": {"authorizationKey": "authorization", "expiresAtKey": "expires"}})).await;
+    stage.ready("a").await;
+    let before = stage.secret("a").await.data.unwrap();
+
+    let other = base64(b"Bearer of something else");
+    let edits = [
+        ("authorization removed", json!({"authorization": null})),
+        ("authorization edited", json!({"authorization": other})),
+        ("expiry removed", json!({"expires": null})),
+        ("expiry edited", json!({"expires": other})),
+    ];
+    for (what, data) in edits {
+        let edited = stage.patch_secret("a", json!({ "data": data })).await;
+        assert_ne!(edited.data.as_ref(), Some(&before));
+        let is_back = |scene: &Scene| {
+            let secret = scene.secret("a").filter(|secret| is_newer(*secret, &edited))?;
+            (secret.data.as_ref() == Some(&before)).then_some(())
+        };
+        answer(&stage, what, is_back).await;
+    }
+    assert_eq!(stage.grants_of("a"), 1);
 }

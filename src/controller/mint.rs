@@ -6,7 +6,7 @@ use futures::future::{Either, select};
 use kube::ResourceExt as _;
 
 use super::observe::held_facts;
-use super::{Context, LAST_ATTEMPTS, LAST_SECOND, Sight, key_of};
+use super::{Context, LAST_ATTEMPTS, LAST_SECOND, Sight, WAITS_BEFORE_REPORT, key_of};
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{Reason, Resolved};
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::memory::{Attempt, HeldToken, Told};
 use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Issue, Version};
-use crate::status::Failure;
+use crate::status::{self, Failure};
 use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
 use crate::traces::Span;
 use crate::work::Action;
@@ -90,12 +90,17 @@ impl Context {
         }
     }
 
-    /// Says so as the token in the target ends, though the answer that may bring another is still to come. Returns the object's version
-    /// since then, where nobody else has written it: of what others wrote the pass knows nothing.
+    /// Says so as the token in the target ends, though the answer that may bring another is still to come; soon, where it had ended before or
+    /// was lost, and nobody has said so. Returns the object's version since then, where nobody else has written it: of what others wrote the pass knows
+    /// nothing.
     async fn tell_of_expiry(&self, mut o: Observed) -> Option<Version> {
         let left = o.target.life().map(|life| life.expires_at.duration_since(self.now()));
-        let Some(left) = left.and_then(|left| Duration::try_from(left).ok()).filter(|left| !left.is_zero()) else {
-            return std::future::pending().await;
+        let left = left.and_then(|left| Duration::try_from(left).ok()).filter(|left| !left.is_zero());
+        let left = match left {
+            Some(left) => left,
+            // To say so would take as long as most requests.
+            None if status::says_ready(&o.status) => Duration::try_from(WAITS_BEFORE_REPORT).unwrap_or_default(),
+            None => return std::future::pending().await,
         };
         tokio::time::sleep(left).await;
         o.now = self.now();
@@ -176,7 +181,9 @@ impl Context {
         let is_without_life = matches!(error, TokenError::BadResponse { problem: BadResponse::ExpiresIn, .. });
         let soon = (is_without_life && is_at_its_end(o)).then_some(LAST_SECOND);
         let retry_after = error.retry_after().or(soon);
-        self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame), retry_after).await
+        // Whoever fails in an outage goes on soon after it, though it be for a reason of its own that it failed first.
+        let is_outage = self.shared.settings.grants.is_outage();
+        self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame, is_outage), retry_after).await
     }
 
     /// The token had less left than its answer took.
@@ -262,10 +269,10 @@ pub(super) fn failure_reason(error: &TokenError) -> Reason {
     }
 }
 
-pub(super) fn backoff(error: &TokenError, blame: Blame) -> Backoff {
+pub(super) fn backoff(error: &TokenError, blame: Blame, is_outage: bool) -> Backoff {
     match error {
         TokenError::Rejected { .. } => Backoff::Rejected,
-        TokenError::Unavailable { .. } if blame == Blame::Endpoint => Backoff::Endpoint,
+        TokenError::Unavailable { .. } if blame == Blame::Endpoint || is_outage => Backoff::Endpoint,
         _ => Backoff::Transient,
     }
 }

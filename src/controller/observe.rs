@@ -124,7 +124,8 @@ impl Context {
         o.target = sight.target.as_ref().map_or(Target::Missing, |secret| {
             let facts = Facts::of(&secret.metadata);
             let found = secret::inspect(secret, &facts, spec, plan::life_in_status(&o.status), key.as_ref());
-            Target::Read { facts: Box::new(facts), found, immutable: secret.immutable == Some(true) }
+            let complete = secret::is_complete(secret, &facts, spec, &found);
+            Target::Read { facts: Box::new(facts), found, complete, immutable: secret.immutable == Some(true) }
         });
         o.credentials = sight.credentials.as_ref().map_or(Credentials::Missing, |secret| Credentials::Read {
             version: Version::of(&secret.metadata),
@@ -148,9 +149,9 @@ impl Context {
                 self.call_all(self.caches.note_secret(&key_of(&o.owner), name, &Facts::of(&secret.metadata)));
             }
         }
-        if let Target::Read { facts, found, .. } = &o.target {
+        if let Target::Read { facts, found, complete, .. } = &o.target {
             let key = ObjectKey::new(&o.owner.namespace, &spec.target);
-            self.caches.note_look(&key, &facts.version, matches!(found, Found::Token(_)));
+            self.caches.note_look(&key, &facts.version, *complete && matches!(found, Found::Token(_)));
         }
     }
 }

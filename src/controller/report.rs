@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use serde_json::Value;
 
 use super::observe::newest_version;
-use super::{Context, WAITS_BEFORE_REPORT, key_of};
+use super::{Context, FAILURES_OF_A_NEW_ONE, WAITS_BEFORE_REPORT, key_of};
 use crate::caches::Guarded;
 use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
@@ -18,7 +18,7 @@ use crate::memory::Told;
 use crate::plan::{self, Observed, Plan};
 use crate::schedule;
 use crate::secret::{Owner, Version};
-use crate::status::{self, State};
+use crate::status::{self, Failure, State};
 use crate::work::Action;
 
 impl Context {
@@ -74,6 +74,33 @@ impl Context {
             self.adopted(o);
         }
         Ok(action)
+    }
+
+    /// A pass that failed for the API server's sake has said nothing of how things stand: the token may have ended since it was told of, or
+    /// have been taken away; a new object waits for its first word. What cannot be said now is said with a later pass.
+    pub(super) async fn tell_despite(&self, error: &Error, owner: &Owner) {
+        if error.is_conflict() || error.is_not_found() {
+            return;
+        }
+        let Some((credential, _, told)) = self.newest_of(owner) else { return };
+        let failures = self.shared.memories.of(&key_of(owner), &owner.uid).api_failures;
+        let is_new = status::condition(&told, ConditionType::Ready).is_none() && failures >= FAILURES_OF_A_NEW_ONE;
+        if !is_new && !status::says_ready(&told) {
+            return;
+        }
+        let mut o = self.observe(&credential);
+        if !o.leading || o.ending {
+            return;
+        }
+        let message = format!(
+            "the API server does not let the Secrets be read or written ({}): look at it, at admission webhooks and at the operator's rights; it is tried again within 10 s",
+            error.answer()
+        );
+        let (reason, at) = (Reason::SecretsUnavailable, o.now);
+        let failure = Failure { reason, message, at, attempts: 1, next_attempt_at: at }.in_milliseconds();
+        if let Some(report) = plan::account_without_secrets(&o, failure) {
+            let _ = self.report(&mut o, *report, None).await;
+        }
     }
 
     /// The object, and the newest version and status of it. `None` where it is gone.
@@ -151,7 +178,7 @@ impl Context {
         let mut o = Observed { outage: grants.is_outage(), ..o.clone() };
         let since = self.remember(&o.owner, |memory| *memory.waits_since.get_or_insert(o.now));
         let Plan::Rest(report, again_at) = plan::account(&o) else { return Ok(Action::await_change()) };
-        let was_ready = status::condition(&o.status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
+        let was_ready = status::says_ready(&o.status);
         let saying = match (report.ready.state, o.outage) {
             (State::True, _) => Saying::Nothing,
             (_, true) => Saying::EndpointIsDown,

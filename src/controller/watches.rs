@@ -24,7 +24,7 @@ use crate::plan::{self, Plan};
 use crate::secret::{SecretMeta, Version};
 
 impl Context {
-    fn watches(&self, namespace: &str) -> bool {
+    pub(super) fn watches(&self, namespace: &str) -> bool {
         self.namespace.as_ref().is_none_or(|watched| watched == namespace)
     }
 
@@ -298,8 +298,9 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     loop {
         shared.settings.probes.beat();
         tokio::time::sleep(HEARTBEAT).await;
-        let jumped = shared.is_clock_off();
-        *shared.last_beat() = shared.clocks();
+        // Read once: what jumped between two readings would be in neither.
+        let now = shared.clocks();
+        let jumped = is_jump(std::mem::replace(&mut *shared.last_beat(), now), now);
         for key in shared.settings.grants.overlong() {
             call_one(&contexts, &key);
         }

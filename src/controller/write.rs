@@ -176,7 +176,7 @@ impl Context {
         self.call_all(self.caches.note_secret(&key_of(&o.owner), &name, &facts));
         self.caches.note_look(&ObjectKey::new(&o.owner.namespace, &name), &facts.version, true);
         o.claimed = true;
-        o.target = Target::Read { facts: Box::new(facts), found: Found::Token(life), immutable: false };
+        o.target = Target::Read { facts: Box::new(facts), found: Found::Token(life), complete: true, immutable: false };
         if let Credentials::Read { version, content: Ok(content) } = &mut o.credentials
             && *version == issue.credentials
         {

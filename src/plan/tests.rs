@@ -1232,6 +1232,105 @@ fn only_a_write_that_was_refused_holds_back_a_held_token_and_is_told_while_suspe
     }
 }
 
+// ---- What is not known of a token, and Secrets that are out of reach -------------------------------------------------
+
+#[test]
+fn keys_beside_the_token_are_put_back_without_a_grant_whenever_they_were_edited() {
+    for restarts in [false, true] {
+        let mut world = scene();
+        world.respec(|spec| {
+            (spec.authorization_key, spec.expires_at_key) = (Some("authorization".into()), Some("expires".into()));
+        });
+        world.settle();
+        let wanted = world.target.clone().unwrap().data;
+        for (key, value) in [("authorization", None), ("authorization", Some("Bearer x")), ("expires", None)] {
+            world.advance(60);
+            world.edit_target("kubectl", |secret| {
+                let data = secret.data.get_or_insert_default();
+                data.remove(key);
+                data.extend(value.map(|value| (key.to_owned(), ByteString(value.into()))));
+            });
+            if restarts {
+                world.restart();
+            }
+            world.settle();
+            assert_eq!(world.target.clone().unwrap().data, wanted, "{key}, {value:?}");
+        }
+        assert_eq!(world.grants, []);
+        world.assert_well();
+    }
+}
+
+#[test]
+fn an_incomplete_target_is_made_up_for_as_soon_as_the_allowance_of_mends_lets_it() {
+    let mut world = scene();
+    world.respec(|spec| spec.authorization_key = Some("authorization".into()));
+    world.settle();
+    for _ in 0..20 {
+        world.edit_target("kubectl", |secret| drop(secret.data.get_or_insert_default().remove("authorization")));
+        world.settle();
+    }
+    assert!(!world.target.clone().unwrap().data.unwrap().contains_key("authorization"), "it is not mended for ever");
+    world.now = world.again_at.unwrap();
+    world.settle();
+    assert!(world.target.clone().unwrap().data.unwrap().contains_key("authorization"));
+    assert_eq!(world.grants, []);
+}
+
+#[test]
+fn what_a_token_was_asked_for_with_is_not_made_up_while_a_change_is_unanswered() {
+    let strip = |world: &mut World| world.edit_target("kubectl", |secret| secret.metadata.annotations = None);
+    let mut world = rejected();
+    strip(&mut world);
+    world.settle();
+    assert_eq!((world.condition(ConditionType::Refreshed), world.grants.len()), (("False", "InvalidClient"), 0));
+    world.answer = Answer::New(HOUR_SECS);
+    world.now = world.status.next_attempt_at.unwrap();
+    world.settle();
+    assert_eq!(world.grants.len(), 1, "the rotated client is tried again");
+    world.assert_well();
+
+    let mut world = scene();
+    world.respec(|spec| (spec.suspend, spec.scope) = (true, "other".into()));
+    world.settle();
+    strip(&mut world);
+    world.settle();
+    assert_eq!(world.grants, []);
+    world.respec(|spec| spec.suspend = false);
+    world.settle();
+    assert_eq!(world.grants.len(), 1, "no token was asked for with that scope");
+    world.assert_well();
+}
+
+#[test]
+fn without_the_secrets_it_is_told_what_is_no_longer_so_and_nothing_that_nobody_knows() {
+    let failure = || a_failure(Reason::SecretsUnavailable, start());
+    let told = |o: &Observed| {
+        account_without_secrets(o, failure()).map(|report| (report.ready.reason, report.refreshed.reason))
+    };
+    let living = scene().observe(false);
+    assert_eq!(told(&living), None, "the token lives");
+
+    let mut world = scene();
+    world.advance(5000);
+    let ended = world.observe(false);
+    assert_eq!(told(&ended), Some((Reason::TokenExpired, Reason::SecretsUnavailable)));
+    let known = Observed { failure: Some(a_failure(Reason::EndpointUnavailable, start())), ..ended.clone() };
+    assert_eq!(told(&known), Some((Reason::TokenExpired, Reason::EndpointUnavailable)), "how the last attempt went");
+
+    let gone = Observed { target: Target::Missing, ..living.clone() };
+    assert_eq!(told(&gone), Some((Reason::SecretsUnavailable, Reason::SecretsUnavailable)));
+    let new = World::new().observe(false);
+    assert_eq!(told(&new), Some((Reason::SecretsUnavailable, Reason::SecretsUnavailable)));
+
+    let untrusted = |o: &Observed| {
+        let Target::Seen { facts, .. } = o.target.clone() else { panic!("it was seen") };
+        Observed { target: Target::Seen { facts, trusted: false }, ..o.clone() }
+    };
+    assert_eq!(told(&untrusted(&living)), None, "it may still hold what the status says");
+    assert!(told(&untrusted(&ended)).is_some(), "what the status told of has ended");
+}
+
 // ---- Ending, and standing by -----------------------------------------------------------------------------------------
 
 #[test]

@@ -511,6 +511,32 @@ fn what_a_look_at_the_data_tells() {
 }
 
 #[test]
+fn the_keys_beside_the_token_are_looked_at_where_they_are_asked_for_and_there_is_a_token() {
+    let with_keys = || Resolved {
+        authorization_key: Some("authorization".into()),
+        expires_at_key: Some("expires".into()),
+        ..spec()
+    };
+    let whole = composed(None, &with_keys());
+    let judge =
+        |secret: &Secret, spec: &Resolved, found| is_complete(secret, &Facts::of(&secret.metadata), spec, found);
+    let token = Found::Token(life());
+    assert!(judge(&whole, &with_keys(), &token));
+    assert!(judge(&composed(None, &spec()), &spec(), &token), "none is asked for");
+    for key in ["authorization", "expires"] {
+        for value in [None, Some(ByteString(b"x".to_vec()))] {
+            let mut edited = whole.clone();
+            let data = edited.data.as_mut().unwrap();
+            data.remove(key);
+            data.extend(value.map(|value| (key.to_owned(), value)));
+            assert!(!judge(&edited, &with_keys(), &token), "{key}");
+            assert!(judge(&edited, &with_keys(), &Found::Altered), "{key}: there is no token to go with it");
+            assert!(judge(&edited, &spec(), &token), "{key} is somebody else's");
+        }
+    }
+}
+
+#[test]
 fn the_digest_proves_whether_the_provider_repeated_the_token() {
     let repeated = Life { repeated: true, ..life() };
     let issue = Issue { life: repeated, ..issue() };

@@ -2,15 +2,86 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use super::{SOON, Stage};
 
+/// What the API server calls for leave to write a Secret.
+pub struct Backend {
+    url: String,
+    /// Connections are taken by the kernel, and nobody reads from them.
+    _silent: Option<TcpListener>,
+}
+
+impl Backend {
+    /// Nobody listens: the API server answers 500 at once.
+    pub async fn away() -> Self {
+        // Nobody else is given a port that was just in use.
+        let (url, _) = Self::bind().await;
+        Self { url, _silent: None }
+    }
+
+    /// It says nothing: the API server answers 500 after ten seconds.
+    pub async fn silent() -> Self {
+        let (url, listener) = Self::bind().await;
+        Self { url, _silent: Some(listener) }
+    }
+
+    async fn bind() -> (String, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        (format!("https://{}/", listener.local_addr().unwrap()), listener)
+    }
+}
+
 impl Stage {
+    /// From here on the API server calls a webhook before it writes a Secret of the stage with all of these labels, and writes none where it
+    /// is not answered. Returns once that is so.
+    pub async fn call_for_secrets(&self, labels: Value, backend: &Backend) {
+        let mut selector = serde_json::Map::new();
+        selector.insert("matchLabels".to_owned(), labels.clone());
+        let webhook = json!({
+            "name": "secrets.example.com",
+            "clientConfig": {"url": backend.url},
+            "rules": [
+                {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]},
+            ],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
+            "objectSelector": selector,
+            "failurePolicy": "Fail",
+            "timeoutSeconds": 10,
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        });
+        let configuration = json!({"metadata": {"name": self.namespace}, "webhooks": [webhook]});
+        let configuration = serde_json::from_value(configuration).unwrap();
+        self.webhooks().create(&PostParams::default(), &configuration).await.unwrap();
+        let trial = json!({"metadata": {"name": "trial", "labels": labels}});
+        let trial: Secret = serde_json::from_value(trial).unwrap();
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let heeded = async {
+            while self.secrets().create(&dry, &trial).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(SOON, heeded).await.expect("the webhook is heeded");
+    }
+
+    /// The API server calls nobody any more.
+    pub async fn call_nobody(&self) {
+        self.webhooks().delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+    }
+
+    fn webhooks(&self) -> Api<ValidatingWebhookConfiguration> {
+        Api::all(self.admin.clone())
+    }
+
     /// Admission refuses to create any Secret of the trial's name; `refusal` says how, as a validation without its expression. Returns,
     /// once that is heeded, what the trial was answered.
     pub async fn refuse(&self, trial: &Secret, mut refusal: Value) -> String {

@@ -56,6 +56,7 @@ use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::{Value, json};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+pub use admission::Backend;
 pub use canaries::{Canaries, base64, base64_within};
 pub use operator::{Operator, OperatorBuilder, Stopped};
 pub use scene::{Condition, Scene, Seen, condition, is_newer, is_ready, now, token_in, token_of};

@@ -68,6 +68,7 @@ causes! {
     TargetKeyMissing: "a key of the target Secret is gone or empty",
     TargetEdited: "the token was overwritten",
     TargetForbidden: "the API server refuses the write of the target Secret",
+    SecretsUnavailable: "the API server does not let the Secrets be read or written",
     TargetOverwritten: "somebody keeps overwriting the token",
     TokenExpired: "the token has expired",
     RefreshOverdue: "the token should have been replaced",

@@ -12,7 +12,7 @@ use moneygo_controlplane::ControlPlane;
 use serde_json::json;
 
 use crate::plugin::{Plugin, Ran, deploy, entitle, mounting_pod, pod};
-use crate::stage::{SOON, Stage, client_secret_of, condition};
+use crate::stage::{Backend, SOON, Stage, client_secret_of, condition};
 
 /// What is broken, the arguments behind `doctor`, and the cause that is to be named.
 struct Case {
@@ -134,6 +134,9 @@ async fn break_targets(stage: &Stage) -> Vec<Case> {
     stage.refuse(&Secret { metadata, ..Secret::default() }, json!({"reason": "Forbidden"})).await;
     stage.subscribe("refused", json!({})).await;
 
+    stage.call_for_secrets(json!({"unavailable": "yes"}), &Backend::away().await).await;
+    stage.subscribe("unavailable", json!({"target": {"labels": {"unavailable": "yes"}}})).await;
+
     stage.subscribe("ending", json!({})).await;
     stage.ready("ending").await;
     stage.patch("ending", json!({"metadata": {"finalizers": ["example.com/hold"]}})).await;
@@ -144,6 +147,7 @@ async fn break_targets(stage: &Stage) -> Vec<Case> {
         case("two objects with one target: the one that lost", "loser", "TargetRival"),
         case("the target Secret is immutable", "immutable", "TargetImmutable"),
         case("admission refuses the target Secret", "refused", "TargetForbidden"),
+        case("what admission asks about the target Secret is away", "unavailable", "SecretsUnavailable"),
         case("the object is held by a finalizer while it goes", "ending", "ObjectEnding"),
     ]
 }

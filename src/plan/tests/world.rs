@@ -263,7 +263,8 @@ impl World {
         let (Some(secret), Some(facts)) = (&self.target, self.facts()) else { return Target::Missing };
         if live {
             let found = secret::inspect(secret, &facts, spec, life_in_status(&self.status), self.key.as_ref());
-            return Target::Read { facts: Box::new(facts), found, immutable: secret.immutable == Some(true) };
+            let complete = secret::is_complete(secret, &facts, spec, &found);
+            return Target::Read { facts: Box::new(facts), found, complete, immutable: secret.immutable == Some(true) };
         }
         let trusted = match &self.verified {
             Some((version, sound)) => *sound && *version == facts.version,
@@ -288,8 +289,8 @@ impl World {
     pub(super) fn look(&mut self) -> Observed {
         self.looks += 1;
         let o = self.observe(true);
-        if let Target::Read { facts, found, .. } = &o.target {
-            self.verified = Some((facts.version.clone(), matches!(found, Found::Token(_))));
+        if let Target::Read { facts, found, complete, .. } = &o.target {
+            self.verified = Some((facts.version.clone(), *complete && matches!(found, Found::Token(_))));
         }
         o
     }
@@ -395,7 +396,7 @@ impl World {
     pub(super) fn stored(&self, o: &mut Observed, issue: &Issue) {
         let facts = Box::new(self.facts().unwrap());
         o.claimed = true;
-        o.target = Target::Read { facts, found: Found::Token(issue.life), immutable: false };
+        o.target = Target::Read { facts, found: Found::Token(issue.life), complete: true, immutable: false };
         if let Credentials::Read { version, content: Ok(content) } = &mut o.credentials
             && *version == issue.credentials
         {

@@ -193,7 +193,7 @@ impl Turn<'_> {
         o.target = target.map_or(Target::Missing, |secret| {
             let facts = Facts::of(&secret.metadata);
             let found = secret::inspect(secret, &facts, &spec, plan::life_in_status(&o.status), Some(&key));
-            Target::Read { facts: Box::new(facts), found, immutable: false }
+            Target::Read { facts: Box::new(facts), found, complete: true, immutable: false }
         });
         let credentials = World::credentials();
         o.credentials = Credentials::Read {
@@ -373,7 +373,8 @@ impl Turn<'_> {
         let facts = Facts::of(written);
         self.me().note(&facts, true);
         o.claimed = true;
-        o.target = Target::Read { facts: Box::new(facts), found: Found::Token(issue.life), immutable: false };
+        o.target =
+            Target::Read { facts: Box::new(facts), found: Found::Token(issue.life), complete: true, immutable: false };
         if let Credentials::Read { version, content: Ok(content) } = &mut o.credentials
             && *version == issue.credentials
         {

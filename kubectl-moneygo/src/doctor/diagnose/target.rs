@@ -194,6 +194,13 @@ impl Walk<'_> {
                     self.kubectl("describe resourcequota")
                 ),
             ),
+            Reason::SecretsUnavailable => (
+                Cause::SecretsUnavailable,
+                format!(
+                    "look at admission webhooks for Secrets ({}), at the API server and at the operator's Role",
+                    self.kubectl("get validatingwebhookconfigurations,mutatingwebhookconfigurations")
+                ),
+            ),
             Reason::TargetOverwritten => (
                 Cause::TargetOverwritten,
                 format!(

@@ -279,6 +279,7 @@ fn the_client() {
         ("EndpointUnavailable", C::EndpointUnavailable),
         ("BadResponse", C::BadResponse),
         ("TargetForbidden", C::TargetForbidden),
+        ("SecretsUnavailable", C::SecretsUnavailable),
         ("TargetOverwritten", C::TargetOverwritten),
     ] {
         assert_eq!(causes(|f| fails(f, reason, "True")), [(Warning, cause)], "while the token lives");

@@ -1,0 +1,137 @@
+//! The API server is there, and does not let the Secrets be read or written: what is said of it, and who waits for it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod stage;
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::rbac::v1::PolicyRule;
+use moneygo_controlplane::Access;
+use serde_json::json;
+use stage::{Backend, SOON, Scene, Stage, condition};
+
+/// Long enough for the tests below, and short enough to wait for its end.
+const FIRST: Duration = Duration::from_secs(6);
+const SECOND: Duration = Duration::from_mins(10);
+/// So many reconciles may be under way at once with one grant at a time, where none hangs.
+const AT_ONCE: usize = 33;
+/// More than those, each of which hangs for ten seconds; and fewer than the API server answers one user at once.
+const HANGING: usize = 42;
+/// Far less than what hangs does.
+const NOT_HELD_UP: Duration = Duration::from_secs(5);
+
+/// Every Secret that the operator writes.
+fn targets() -> serde_json::Value {
+    json!({"app.kubernetes.io/managed-by": "moneygo-operator"})
+}
+
+/// An object with a token that ends soon; the next lives long.
+async fn with_a_token_that_ends(stage: &Stage, name: &str) {
+    stage.moneygo.set_expires_in_of(name, Some(FIRST));
+    stage.subscribe(name, json!({})).await;
+    stage.ready(name).await;
+    stage.moneygo.set_expires_in_of(name, Some(SECOND));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_while_no_secret_can_be_written_is_told_of_and_costs_one_grant() {
+    let stage = Stage::new("unwritable").await;
+    let operator = stage.operator().start().await;
+    with_a_token_that_ends(&stage, "payments").await;
+    stage.call_for_secrets(targets(), &Backend::away().await).await;
+    // A first token is told of, too.
+    stage.subscribe("new", json!({})).await;
+
+    let object = stage.says("payments", "Ready", "False", "TokenExpired").await;
+    let refreshed = condition(&object, "Refreshed").unwrap();
+    assert_eq!((refreshed.status.as_str(), refreshed.reason.as_str()), ("False", "SecretsUnavailable"));
+    assert!(refreshed.message.contains("HTTP 500"), "{}", refreshed.message);
+    assert_eq!(condition(&object, "Stalled").unwrap().status, "False");
+    let ended = stage.moneygo.grants_of("payments")[0].expires;
+    let told = std::time::SystemTime::from(condition(&object, "Ready").unwrap().last_transition_time.0);
+    let late = told.duration_since(ended).unwrap_or_default();
+    assert!(late < Duration::from_secs(12), "told {late:?} after the end: it is tried again within ten seconds");
+    stage.says("new", "Ready", "False", "SecretsUnavailable").await;
+
+    stage.call_nobody().await;
+    for (name, grants) in [("payments", 2), ("new", 1)] {
+        stage.ready(name).await;
+        let issued = stage.moneygo.grants_of(name);
+        assert_eq!(issued.len(), grants, "{name}: what was issued is kept until it can be written");
+        assert_eq!(stage.token(name).await, issued[grants - 1].token);
+        stage.says(name, "Refreshed", "True", "Succeeded").await;
+    }
+    stage.told("payments", "TokenExpired").await;
+    stage.told("payments", "Recovered").await;
+    operator.stop().await;
+}
+
+/// What the operator may do, but for reading a Secret.
+fn blind() -> [PolicyRule; 3] {
+    let rule = |group: &str, resource: &str, verbs: &[&str]| PolicyRule {
+        api_groups: Some(vec![group.to_owned()]),
+        resources: Some(vec![resource.to_owned()]),
+        verbs: verbs.iter().map(ToString::to_string).collect(),
+        ..PolicyRule::default()
+    };
+    [
+        rule("money-go.com", "moneygocredentials", &["get", "list", "watch"]),
+        rule("money-go.com", "moneygocredentials/status", &["patch"]),
+        rule("", "secrets", &["list", "watch", "create", "update"]),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_while_no_secret_can_be_read_is_told_of_and_costs_none() {
+    let stage = Stage::new("unreadable").await;
+    let operator = stage.operator().start().await;
+    with_a_token_that_ends(&stage, "payments").await;
+    let mut grants = stage.moneygo.grants_of("payments").len();
+    stage.shut_out(&stage.user).await;
+    stage.plane.allow(&stage.user, &Access::default().namespace(&stage.namespace, blind())).await.unwrap();
+    stage.subscribe("new", json!({})).await;
+
+    let object = stage.says("payments", "Ready", "False", "TokenExpired").await;
+    let refreshed = condition(&object, "Refreshed").unwrap();
+    assert_eq!(refreshed.reason, "SecretsUnavailable");
+    assert!(refreshed.message.contains("HTTP 403"), "{}", refreshed.message);
+    stage.says("new", "Ready", "False", "SecretsUnavailable").await;
+    assert_eq!(stage.moneygo.request_count_of("new"), 0);
+    // The refresh may have come just before the rights went.
+    grants = grants.max(stage.moneygo.grants_of("payments").len());
+    assert!(grants <= 2);
+
+    stage.shut_out(&stage.user).await;
+    stage.let_in(&stage.user).await;
+    for name in ["payments", "new"] {
+        stage.ready(name).await;
+    }
+    assert!(stage.moneygo.grants_of("payments").len() <= grants + 1);
+    assert_eq!(stage.grants_of("new"), 1);
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_holds_up_no_other_object() {
+    let stage = Stage::new("hanging").await;
+    let operator = stage.operator().flag("--token-requests-per-second=200").flag("--token-concurrency=1").start().await;
+    let silent = Backend::silent().await;
+    stage.call_for_secrets(json!({"hangs": "yes"}), &silent).await;
+    for number in 0..HANGING {
+        let name = format!("hangs-{number}");
+        stage.subscribe(&name, json!({"target": {"labels": {"hangs": "yes"}}})).await;
+    }
+    stage.moneygo.wait_for_total_grants(AT_ONCE, SOON).await.unwrap();
+    for number in 0..3 {
+        let (name, begun) = (format!("good-{number}"), Instant::now());
+        stage.subscribe(&name, json!({})).await;
+        stage.ready(&name).await;
+        assert!(begun.elapsed() < NOT_HELD_UP, "{name} took {:?}", begun.elapsed());
+    }
+    stage.call_nobody().await;
+    let all_ready = |scene: &Scene| (scene.credentials().filter(stage::is_ready).count() == HANGING + 3).then_some(());
+    stage.until("all are Ready", SOON * 2, all_ready).await;
+    assert_eq!(stage.moneygo.request_count(), HANGING + 3, "what was issued is kept until it can be written");
+    operator.stop().await;
+}
