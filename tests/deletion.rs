@@ -167,6 +167,32 @@ async fn a_token_that_comes_after_the_deletion_is_written_to_a_retained_secret()
     operator.stop().await;
 }
 
+/// A provider may have ended the token before: the one that is in the Secret would be dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_comes_after_the_object_left_the_label_selector_is_written_all_the_same() {
+    let stage = Stage::setup("relabelled").cluster_wide().open().await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("moved", json!({})).await;
+    stage.ready("moved").await;
+    stage.moneygo.hold_answers();
+    stage.request_refresh("moved", "now").await;
+    stage.subscribe("new", json!({})).await;
+    stage.moneygo.wait_for_held(2, SOON).await.unwrap();
+    for name in ["moved", "new"] {
+        stage.patch(name, json!({"metadata": {"labels": {"stage": "another"}}})).await;
+    }
+    has_seen(&stage, "fence").await;
+    stage.moneygo.release();
+    for (name, grants) in [("moved", 2), ("new", 1)] {
+        let late = stage.moneygo.wait_for_grants(name, grants, SOON).await.unwrap().pop().unwrap();
+        let is_there = |scene: &stage::Scene| (scene.token(name)? == late.token).then_some(());
+        stage.until("the late token is in the Secret", SOON, is_there).await;
+    }
+    has_seen(&stage, "another-fence").await;
+    assert_eq!((stage.grants_of("moved"), stage.grants_of("new")), (2, 1));
+    operator.stop().await;
+}
+
 /// A namespace with as many plain Secrets, for comparison.
 async fn plain_namespace(stage: &Stage) -> String {
     let name = stage.plane.namespace("plain").await.unwrap();

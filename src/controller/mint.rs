@@ -14,7 +14,7 @@ use crate::grants::{Blame, Permit};
 use crate::memory::{Attempt, HeldToken, Told};
 use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan};
 use crate::schedule::{self, Backoff, Life};
-use crate::secret::{self, Issue, Version};
+use crate::secret::{self, Issue, Owner, Version};
 use crate::status::{self, Failure};
 use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
 use crate::traces::Span;
@@ -143,9 +143,10 @@ impl Context {
         }
     }
 
-    /// The object is gone, and nobody will call it again: the token goes to a retained target, or is dropped, here and now.
+    /// The watch shows the object no more, and nobody will call it again. If it is gone, the token goes to a retained target, or is dropped,
+    /// here and now; if it only left the label selector, its target gets it all the same, as the last from here.
     pub(super) async fn deliver_to_what_remains(&self, o: &mut Observed, mut sight: Sight) -> Result<Action, Error> {
-        o.ending = true;
+        o.ending = !self.lives_unseen(&o.owner).await;
         for _ in 0..LAST_ATTEMPTS {
             let plan = plan::plan(o);
             if plan != Plan::Store {
@@ -160,6 +161,14 @@ impl Context {
             Self::log_dropped(&key_of(&o.owner));
         }
         Ok(Action::await_change())
+    }
+
+    /// Whether an object that the watch does not show is there, and stays.
+    async fn lives_unseen(&self, owner: &Owner) -> bool {
+        let found = self.shared.api_server.read_any_credential(&owner.namespace, &owner.name).await;
+        let metadata = found.ok().flatten().map(|object| object.metadata);
+        metadata
+            .is_some_and(|metadata| metadata.uid.as_ref() == Some(&owner.uid) && metadata.deletion_timestamp.is_none())
     }
 
     pub(super) async fn attempt_failed(
