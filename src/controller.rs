@@ -47,9 +47,8 @@ const CONCURRENCY_BESIDE_GRANTS: u16 = 32;
 const CONCURRENCY_OF_WHAT_HANGS: usize = 32;
 /// An object that waits for leave to ask for a token says so after this long. Most never wait.
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
-/// An object of which nothing was ever said is told of what the API server does not let be done after so many failures: the first few
-/// seconds say nothing.
-const FAILURES_OF_A_NEW_ONE: u32 = 4;
+/// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
+const FAILURES_BEFORE_REPORT: u32 = 4;
 /// The longest sleep of one object. Nothing is done on waking up early.
 const LONGEST_SLEEP: Duration = Duration::from_hours(12);
 /// After a stop is asked for: for what is under way.
@@ -344,7 +343,8 @@ async fn pass_over(key: ObjectKey, place: OwnedSemaphorePermit, context: Arc<Con
             Err(_) => (true, pass.await),
         }
     };
-    let hung = hung && result.is_err();
+    // A conflict is an answer; and nobody calls an object that is gone.
+    let hung = hung && result.as_ref().is_err_and(|error| !error.is_conflict()) && context.caches.uid(&key).is_some();
     let action = result.unwrap_or_else(|error| error_policy(&key, &error, &context));
     Passed { key, action, hung }
 }

@@ -430,9 +430,10 @@ fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
 fn is_settled(o: &Observed) -> bool {
     let is_observed = o.status.observed_generation.is_none() || o.status.observed_generation == o.generation;
     let refreshed = status::condition(&o.status, ConditionType::Refreshed);
-    is_observed
-        && o.status.failed_attempts.is_none()
-        && refreshed.is_none_or(|refreshed| refreshed.status == State::True.as_str())
+    // Without a token that is held it was the write of something beside the token that was refused.
+    let is_of_a_mend = refreshed.is_some_and(|refreshed| refreshed.reason == Reason::TargetForbidden.as_str());
+    let is_well = refreshed.is_none_or(|refreshed| refreshed.status == State::True.as_str());
+    is_observed && (is_of_a_mend || (o.status.failed_attempts.is_none() && is_well))
 }
 
 fn token(o: &Observed, spec: &Resolved) -> Token {
@@ -658,6 +659,14 @@ fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
 /// How things stand, for an object for which nothing else is to be done now.
 #[must_use]
 pub fn account(o: &Observed) -> Plan {
+    let without;
+    let o = if o.outage && o.failure.as_ref().is_some_and(|failure| !failure.is_of_an_attempt()) {
+        // What keeps a token from coming now is the outage.
+        without = Observed { failure: None, ..o.clone() };
+        &without
+    } else {
+        o
+    };
     let obstacle = match &o.spec {
         Ok(spec) => target_obstacle(o, spec),
         Err(problem) => Some(Obstacle { reason: Reason::InvalidSpec, message: problem.to_string(), no_target: false }),
@@ -694,12 +703,17 @@ pub fn account(o: &Observed) -> Plan {
 }
 
 /// What is to be said where the Secrets could not be read, or the target not be written. Nothing while the token that is known to be
-/// there lives, nor where nobody knows what is there: it may still be what the status says.
+/// there lives, nor where nobody knows what is there: it may still be what the status says, or a later token that it does not tell of yet.
 #[must_use]
 pub fn account_without_secrets(o: &Observed, failure: Failure) -> Option<Box<Report>> {
     let is_unclear = o.spec.as_ref().is_ok_and(|spec| token(o, spec) == Token::Unclear);
     let has_ended = o.status.expires_at.is_some_and(|at| at <= o.now);
-    let failure = o.failure.clone().or(Some(failure));
+    let marked = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| !life.is_expired(o.now));
+    if marked.is_some_and(|life| o.status.issued_at.is_some_and(|told| told < life.issued_at)) {
+        return None;
+    }
+    // What the credentials lack is told without an attempt, which nobody would repeat.
+    let failure = o.failure.clone().or_else(|| credentials_problem(o).is_none().then_some(failure));
     let Plan::Rest(report, _) = account(&Observed { failure, ..o.clone() }) else { return None };
     (report.ready.state != State::True && (has_ended || !is_unclear)).then_some(report)
 }

@@ -94,6 +94,12 @@ impl Failure {
         self.next_attempt_at > now
     }
 
+    /// Whether something was attempted, and not only kept from being so.
+    #[must_use]
+    pub fn is_of_an_attempt(&self) -> bool {
+        self.reason != Reason::SecretsUnavailable
+    }
+
     /// With times that people can read.
     #[must_use]
     pub fn in_milliseconds(self) -> Self {

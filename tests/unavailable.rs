@@ -12,7 +12,7 @@ use serde_json::json;
 use stage::{Backend, SOON, Scene, Stage, condition};
 
 /// Long enough for the tests below, and short enough to wait for its end.
-const FIRST: Duration = Duration::from_secs(6);
+const FIRST: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_mins(10);
 /// So many reconciles may be under way at once with one grant at a time, where none hangs.
 const AT_ONCE: usize = 33;

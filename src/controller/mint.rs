@@ -218,7 +218,8 @@ impl Context {
         backoff: Backoff,
         retry_after: Option<Duration>,
     ) -> Result<Action, Error> {
-        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
+        let earlier = o.failure.as_ref().filter(|failure| failure.is_of_an_attempt());
+        let attempts = earlier.map_or(1, |failure| failure.attempts.saturating_add(1));
         let living = o.target.life().map(|life| life.expires_at);
         let next_attempt_at = schedule::next_attempt(o.now, backoff, attempts, retry_after, living, &o.owner.uid);
         let failure = Failure { reason, message, at: o.now, attempts, next_attempt_at };
@@ -263,7 +264,8 @@ pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, to
 /// it is over. Soon it has a new one, which it is asked for until the end has passed.
 fn is_at_its_end(o: &Observed) -> bool {
     o.target.life().is_some_and(|life| {
-        let asked_since = o.failure.as_ref().is_some_and(|failure| failure.at >= life.expires_at);
+        let asked_since =
+            o.failure.as_ref().is_some_and(|failure| failure.is_of_an_attempt() && failure.at >= life.expires_at);
         !asked_since && schedule::before(life.expires_at, LAST_SECOND) <= o.now
     })
 }

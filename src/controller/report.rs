@@ -8,9 +8,9 @@ use kube::api::ObjectMeta;
 use serde_json::Value;
 
 use super::observe::newest_version;
-use super::{Context, FAILURES_OF_A_NEW_ONE, WAITS_BEFORE_REPORT, key_of};
+use super::{Context, FAILURES_BEFORE_REPORT, WAITS_BEFORE_REPORT, key_of};
 use crate::caches::Guarded;
-use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason};
+use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::{EventReason, FAILURES, Notice};
 use crate::grants::{Saying, Wait};
@@ -77,15 +77,15 @@ impl Context {
     }
 
     /// A pass that failed for the API server's sake has said nothing of how things stand: the token may have ended since it was told of, or
-    /// have been taken away; a new object waits for its first word. What cannot be said now is said with a later pass.
+    /// have been taken away; and who has no token waits to hear why. What cannot be said now is said with a later pass.
     pub(super) async fn tell_despite(&self, error: &Error, owner: &Owner) {
         if error.is_conflict() || error.is_not_found() {
             return;
         }
         let Some((credential, _, told)) = self.newest_of(owner) else { return };
         let failures = self.shared.memories.of(&key_of(owner), &owner.uid).api_failures;
-        let is_new = status::condition(&told, ConditionType::Ready).is_none() && failures >= FAILURES_OF_A_NEW_ONE;
-        if !is_new && !status::says_ready(&told) {
+        let is_unexplained = told.failed_attempts.is_none() && failures >= FAILURES_BEFORE_REPORT;
+        if !is_unexplained && !status::says_ready(&told) {
             return;
         }
         let mut o = self.observe(&credential);
@@ -93,7 +93,7 @@ impl Context {
             return;
         }
         let message = format!(
-            "the API server does not let the Secrets be read or written ({}): look at it, at admission webhooks and at the operator's rights; it is tried again within 10 s",
+            "the API server does not let the Secrets be read or written ({}): look at it, at admission webhooks and at the operator's rights; it is tried again every few seconds",
             error.answer()
         );
         let (reason, at) = (Reason::SecretsUnavailable, o.now);

@@ -1323,6 +1323,17 @@ fn without_the_secrets_it_is_told_what_is_no_longer_so_and_nothing_that_nobody_k
     let new = World::new().observe(false);
     assert_eq!(told(&new), Some((Reason::SecretsUnavailable, Reason::SecretsUnavailable)));
 
+    let unfinished = Observed {
+        status: MoneyGoCredentialStatus { issued_at: Some(at("2020-01-01T00:00:00Z")), ..ended.status.clone() },
+        ..living.clone()
+    };
+    assert_eq!(told(&unfinished), None, "a later token was written, and not told of yet");
+    let absent = Observed { credentials: Credentials::Missing, ..new.clone() };
+    let report = account_without_secrets(&absent, failure()).unwrap();
+    assert_eq!((report.refreshed.reason, report.failure), (Reason::CredentialsNotFound, None), "no attempt was made");
+    let outage = Observed { outage: true, ..ended.clone() };
+    assert_eq!(told(&outage), Some((Reason::TokenExpired, Reason::EndpointUnavailable)));
+
     let untrusted = |o: &Observed| {
         let Target::Seen { facts, .. } = o.target.clone() else { panic!("it was seen") };
         Observed { target: Target::Seen { facts, trusted: false }, ..o.clone() }
