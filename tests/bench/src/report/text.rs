@@ -62,7 +62,8 @@ is asked of 10,000.
 pub const PEER: &str = "
 ## Beside External Secrets
 
-A run of its own on the same machine, of {date}: `cargo xtask bench --peer`, with External Secrets 2.9.0 built from its source. For each client it has
+A run of its own, of {date}: `cargo xtask bench --peer`, with External Secrets 2.9.0 built from its source. How fast the machine was that day its own
+floor tells; operator, floor and peer took turns on it. For each client the peer has
 the Secret with the client's id and secret, a `Webhook` generator that posts them, and an `ExternalSecret` that is refreshed every 20 days, all in one
 namespace: reconciles share one generator, and in several namespaces look for a client's Secret in each other's. It reconciles as many at once as the
 floor, with no limit on its requests of the API server. The time runs to its last write, as it does for the others.
