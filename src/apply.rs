@@ -29,7 +29,17 @@ const DIGEST_KEY: &str = "key";
 /// API server and etcd more (docs/performance.md).
 const AT_ONCE: usize = 64;
 /// Who waits for longer than that gives its place to the next: what hangs (an admission webhook, say) holds up no other object.
-pub const PLACE_HELD_FOR: Duration = Duration::from_secs(1);
+const PLACE_HELD_FOR: Duration = Duration::from_secs(1);
+
+/// Does what has a place. What takes long gives it up, and goes on without. Returns what came of it, and whether it took so long.
+pub async fn in_place<T>(place: impl Sized, mut work: impl Future<Output = T> + Unpin) -> (T, bool) {
+    let in_time = tokio::time::timeout(PLACE_HELD_FOR, &mut work).await;
+    drop(place);
+    match in_time {
+        Ok(done) => (done, false),
+        Err(_) => (work.await, true),
+    }
+}
 
 /// The API server, for what a reconcile asks of it.
 pub struct ApiServer {
@@ -53,15 +63,10 @@ impl ApiServer {
     async fn call<T>(&self, doing: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
         let span = Span::of_call(doing);
         let place = self.places.acquire().await.ok();
-        let mut request = Box::pin(span.around(request));
-        let mut answer = tokio::time::timeout(PLACE_HELD_FOR, &mut request).await;
-        drop(place);
-        if answer.is_err() {
-            answer = tokio::time::timeout(CALL_TIMEOUT.saturating_sub(PLACE_HELD_FOR), request).await;
-        }
-        let result = match answer {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Error::of(doing, &error)),
+        let request = in_place(place, Box::pin(span.around(request)));
+        let result = match tokio::time::timeout(CALL_TIMEOUT, request).await {
+            Ok((Ok(value), _)) => Ok(value),
+            Ok((Err(error), _)) => Err(Error::of(doing, &error)),
             Err(_) => Err(Error::Timeout { doing }),
         };
         span.ended(Error::outcome(&result), result.is_err());

@@ -25,7 +25,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{ApiServer, PLACE_HELD_FOR};
+use crate::apply::{ApiServer, in_place};
 use crate::caches::{Caches, Guarded, ObjectKey};
 use crate::clock::{Clock, Moment};
 use crate::crd::{MoneyGoCredential, Resolved};
@@ -334,17 +334,10 @@ async fn reconcile_all(
 
 /// What hangs, at an admission webhook say, gives up its place and holds up no other.
 async fn pass_over(key: ObjectKey, place: OwnedSemaphorePermit, context: Arc<Context>) -> Passed {
-    let (hung, result) = {
-        let mut pass = Box::pin(reconcile(&key, Arc::clone(&context)));
-        let in_time = tokio::time::timeout(PLACE_HELD_FOR, &mut pass).await;
-        drop(place);
-        match in_time {
-            Ok(result) => (false, result),
-            Err(_) => (true, pass.await),
-        }
-    };
+    let (result, took_long) = in_place(place, Box::pin(reconcile(&key, Arc::clone(&context)))).await;
     // A conflict is an answer; and nobody calls an object that is gone.
-    let hung = hung && result.as_ref().is_err_and(|error| !error.is_conflict()) && context.caches.uid(&key).is_some();
+    let hung =
+        took_long && result.as_ref().is_err_and(|error| !error.is_conflict()) && context.caches.uid(&key).is_some();
     let action = result.unwrap_or_else(|error| error_policy(&key, &error, &context));
     Passed { key, action, hung }
 }

@@ -81,7 +81,7 @@ impl<K: Clone + Ord + Hash> Work<K> {
 
     /// The next object to be looked at: it runs from here on, and what was planned for later is off.
     pub fn start(&mut self) -> Option<K> {
-        let is_one_to_hang = self.has_room_to_hang() && !self.ready_to_hang.is_empty();
+        let is_one_to_hang = self.has_one_to_hang();
         let queue = if is_one_to_hang { &mut self.ready_to_hang } else { &mut self.ready };
         let key = queue.pop_front()?;
         if is_one_to_hang {
@@ -96,11 +96,12 @@ impl<K: Clone + Ord + Hash> Work<K> {
     /// Whether someone is there to be started.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        !self.ready.is_empty() || (self.has_room_to_hang() && !self.ready_to_hang.is_empty())
+        !self.ready.is_empty() || self.has_one_to_hang()
     }
 
-    fn has_room_to_hang(&self) -> bool {
-        self.hanging.len() < HANGING_AT_ONCE
+    /// Whether one that is expected to hang waits, and may.
+    fn has_one_to_hang(&self) -> bool {
+        self.hanging.len() < HANGING_AT_ONCE && !self.ready_to_hang.is_empty()
     }
 
     /// Takes note of whether the look at an object that ends now hung: if so once more, it is one of few from the next time on.

@@ -155,9 +155,9 @@ impl Context {
 
     /// The API server will not have it. The token, if there is a new one, stays held and is written again.
     pub(super) async fn write_refused(&self, o: &mut Observed, error: &Error) -> Result<Action, Error> {
-        let code = if let Error::Api { code, .. } = error { *code } else { 0 };
         let message = format!(
-            "the API server refuses to write the Secret (HTTP {code}): look at the operator's rights, quotas and admission webhooks; it is tried again with the same token"
+            "the API server refuses to write the Secret ({}): look at the operator's rights, quotas and admission webhooks; it is tried again with the same token",
+            error.answer()
         );
         if self.is_news(o, Reason::TargetForbidden) {
             // RBAC's own words stand here alone.

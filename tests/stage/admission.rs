@@ -44,8 +44,6 @@ impl Stage {
     /// From here on the API server calls a webhook before it writes a Secret of the stage with all of these labels, and writes none where it
     /// is not answered. Returns once that is so.
     pub async fn call_for_secrets(&self, labels: Value, backend: &Backend) {
-        let mut selector = serde_json::Map::new();
-        selector.insert("matchLabels".to_owned(), labels.clone());
         let webhook = json!({
             "name": "secrets.example.com",
             "clientConfig": {"url": backend.url},
@@ -53,7 +51,7 @@ impl Stage {
                 {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]},
             ],
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
-            "objectSelector": selector,
+            "objectSelector": {"matchLabels": labels},
             "failurePolicy": "Fail",
             "timeoutSeconds": 10,
             "sideEffects": "None",
@@ -63,14 +61,21 @@ impl Stage {
         let configuration = serde_json::from_value(configuration).unwrap();
         self.webhooks().create(&PostParams::default(), &configuration).await.unwrap();
         let trial = json!({"metadata": {"name": "trial", "labels": labels}});
-        let trial: Secret = serde_json::from_value(trial).unwrap();
+        self.until_refused(&serde_json::from_value(trial).unwrap()).await;
+    }
+
+    /// The API server heeds what is to be asked before a write some moments after it is there. Returns what the trial is answered then.
+    async fn until_refused(&self, trial: &Secret) -> String {
         let dry = PostParams { dry_run: true, ..PostParams::default() };
-        let heeded = async {
-            while self.secrets().create(&dry, &trial).await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        let refused = async {
+            loop {
+                match self.secrets().create(&dry, trial).await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(refusal) => break refusal.to_string(),
+                }
             }
         };
-        tokio::time::timeout(SOON, heeded).await.expect("the webhook is heeded");
+        tokio::time::timeout(SOON, refused).await.expect("the trial is refused")
     }
 
     /// The API server calls nobody any more.
@@ -97,17 +102,7 @@ impl Stage {
         let (policies, bindings) = self.policies();
         policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
         bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-        // The API server heeds a policy some moments after it is there.
-        let dry = PostParams { dry_run: true, ..PostParams::default() };
-        let heeded = async {
-            loop {
-                match self.secrets().create(&dry, trial).await {
-                    Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    Err(refusal) => break refusal.to_string(),
-                }
-            }
-        };
-        tokio::time::timeout(SOON, heeded).await.expect("the policy is heeded")
+        self.until_refused(trial).await
     }
 
     /// Admission lets through again what [`refuse`](Self::refuse) refused.

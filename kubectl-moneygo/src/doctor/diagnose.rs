@@ -7,7 +7,7 @@ mod usage;
 
 use kube::ResourceExt as _;
 use moneygo_operator::crd::{ConditionType, MoneyGoCredentialStatus, Reason};
-use moneygo_operator::status::condition;
+use moneygo_operator::status::{condition, says_ready};
 
 use super::facts::{Facts, Neighbour};
 use super::finding::{Cause, Finding, Severity};
@@ -64,8 +64,7 @@ impl Walk<'_> {
     /// Whether the operator says so, and the clock here agrees.
     fn has_token(&self) -> bool {
         let status = self.status();
-        let ready = condition(&status, ConditionType::Ready).is_some_and(|ready| ready.status == "True");
-        ready && status.expires_at.is_some_and(|at| at > self.facts.now)
+        says_ready(&status) && status.expires_at.is_some_and(|at| at > self.facts.now)
     }
 
     /// A failure is an error once there is no valid token, and a warning before.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::sight::{Sight, millis};
 use crate::stats::real;
 use crate::subject::{Subject, Who};
-use crate::world::{Counts, OWN, Tail, World, target_of};
+use crate::usage::Usage;
+use crate::world::{Counts, OWN, Servers, Tail, World, target_of};
 
 /// What a token takes at the very most.
 const LIMIT_EACH: Duration = Duration::from_millis(30);
@@ -59,6 +60,21 @@ pub struct Filling {
 pub type Figure = (&'static str, fn(&Filling) -> f64);
 
 impl Filling {
+    /// What the process used, and the servers meanwhile.
+    #[must_use]
+    pub fn spent(objects: usize, usage: Usage, before: Servers, after: Servers) -> Self {
+        let each = |spent: Duration| spent.as_secs_f64() * 1000.0 / real(objects);
+        Self {
+            objects,
+            cpu_millis: each(usage.cpu),
+            apiserver_cpu_millis: each(after.apiserver.cpu.saturating_sub(before.apiserver.cpu)),
+            etcd_cpu_millis: each(after.etcd.cpu.saturating_sub(before.etcd.cpu)),
+            peak_bytes: usage.peak,
+            resident_bytes: usage.resident,
+            ..Self::default()
+        }
+    }
+
     /// Tokens a second.
     #[must_use]
     pub fn rate(&self) -> f64 {
@@ -106,19 +122,12 @@ pub async fn fill(world: &World, who: &Who<'_>, objects: usize, settle: Duration
     let ended = tail.last_write.map(|at| at.duration_since(started_at).as_secs_f64());
     let grants = world.moneygo.request_count() - grants_before;
     ensure!(grants == wanted, "{grants} grants for {wanted} objects");
-    let each = |spent: Duration| spent.as_secs_f64() * 1000.0 / real(wanted);
     let mut filling = Filling {
-        objects: wanted,
         seconds: ended.unwrap_or(started.elapsed().as_secs_f64()),
-        cpu_millis: each(usage.cpu),
-        apiserver_cpu_millis: each(after.apiserver.cpu.saturating_sub(before.apiserver.cpu)),
-        etcd_cpu_millis: each(after.etcd.cpu.saturating_sub(before.etcd.cpu)),
-        peak_bytes: usage.peak,
-        resident_bytes: usage.resident,
         grants,
         longest_pause_millis: longest_pause(&mut tail),
         requests: tail.counts,
-        ..Filling::default()
+        ..Filling::spent(wanted, usage, before, after)
     };
     if matches!(who, Who::Operator(..)) {
         filling.reconciles = subject.metric("moneygo_reconcile_total{result=\"Ok\"}").await / real(wanted);

@@ -10,14 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Resource as _;
-use kube::api::ObjectMeta;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::fill::{Filling, longest_pause};
-use crate::stats::real;
 use crate::subject::{Subject, Who};
-use crate::world::{CLIENT_SECRET, Rights, World, client_of, each, post, target_of};
+use crate::world::{Rights, World, client_of, credentials_of, each, post, target_of};
 
 /// All of its objects are in one: reconciles share one generator, and look a client's Secret up in each other's namespace where there are
 /// several.
@@ -31,7 +29,6 @@ const LIMIT_EACH: Duration = Duration::from_millis(120);
 const LIMIT_LEAST: Duration = Duration::from_mins(3);
 /// It is done when nothing was written for this long.
 const QUIET: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(200);
 
 /// Where it is.
 #[derive(Clone, Debug)]
@@ -79,16 +76,8 @@ async fn populate(world: &World, objects: usize) -> Result<()> {
 }
 
 async fn add_credentials(world: &World, number: usize) -> Result<()> {
-    let texts = [("client_id".to_owned(), client_of(number)), ("client_secret".to_owned(), CLIENT_SECRET.to_owned())];
-    let secret = Secret {
-        metadata: ObjectMeta {
-            name: Some(client_of(number)),
-            labels: Some([(USABLE.0.to_owned(), USABLE.1.to_owned())].into()),
-            ..ObjectMeta::default()
-        },
-        string_data: Some(texts.into()),
-        ..Secret::default()
-    };
+    let mut secret = credentials_of(number);
+    secret.metadata.labels = Some([(USABLE.0.to_owned(), USABLE.1.to_owned())].into());
     post(&world.admin, &Secret::url_path(&(), Some(NAMESPACE)), &secret).await
 }
 
@@ -145,24 +134,16 @@ async fn serve(world: &World, program: &Path, objects: usize, concurrency: usize
             break;
         }
         ensure!(started.elapsed() < limit, "the peer does not come to rest: {:?}", tail.counts);
-        tokio::time::sleep(POLL).await;
     }
     let (usage, after) = (subject.usage()?, world.servers()?);
     let ended = tail.last_write.context("the peer wrote nothing")?;
-    let of_each = |spent: Duration| spent.as_secs_f64() * 1000.0 / real(objects);
     let filling = Filling {
-        objects,
         seconds: ended.duration_since(started_at).as_secs_f64(),
-        cpu_millis: of_each(usage.cpu),
-        apiserver_cpu_millis: of_each(after.apiserver.cpu.saturating_sub(before.apiserver.cpu)),
-        etcd_cpu_millis: of_each(after.etcd.cpu.saturating_sub(before.etcd.cpu)),
-        peak_bytes: usage.peak,
-        resident_bytes: usage.resident,
         settled_bytes: usage.resident,
         grants: world.moneygo.request_count(),
         longest_pause_millis: longest_pause(&mut tail),
         requests: tail.counts,
-        ..Filling::default()
+        ..Filling::spent(objects, usage, before, after)
     };
     subject.kill()?;
     Ok(filling)

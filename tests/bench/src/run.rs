@@ -51,10 +51,7 @@ impl<'a> Run<'a> {
         for (objects, repeats) in self.plan.fillings {
             for repeat in 0..*repeats {
                 let what = format!("filling {objects}, {} of {repeats}", repeat + 1);
-                let found = self.floor_fills(*objects).await;
-                self.note(&format!("{what}, the floor"), found);
-                let found = self.operator_fills(*objects, repeat + 1 == *repeats).await;
-                self.note(&what, found);
+                self.both_fill(&what, *objects, repeat + 1 == *repeats).await;
             }
         }
         self.results.seconds = self.began.elapsed().as_secs_f64();
@@ -67,10 +64,7 @@ impl<'a> Run<'a> {
         for (objects, repeats) in self.plan.fillings {
             for repeat in 0..*repeats {
                 let what = format!("filling {objects}, {} of {repeats}", repeat + 1);
-                let found = self.floor_fills(*objects).await;
-                self.note(&format!("{what}, the floor"), found);
-                let found = self.operator_fills(*objects, false).await;
-                self.note(&what, found);
+                self.both_fill(&what, *objects, false).await;
                 let found = self.peer_fills(peer, *objects).await;
                 self.note(&format!("{what}, the peer"), found);
             }
@@ -146,6 +140,13 @@ impl<'a> Run<'a> {
             self.in_main_world(&world, subject).await;
         }
         world.end().await
+    }
+
+    async fn both_fill(&mut self, what: &str, objects: usize, last: bool) {
+        let found = self.floor_fills(objects).await;
+        self.note(&format!("{what}, the floor"), found);
+        let found = self.operator_fills(objects, last).await;
+        self.note(what, found);
     }
 
     async fn peer_fills(&mut self, peer: &Peer, objects: usize) -> Result<()> {

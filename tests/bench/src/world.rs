@@ -25,7 +25,7 @@ const RBAC: &str = include_str!("../../../docs/rbac/cluster.yaml");
 /// The operator's own namespace.
 pub const OWN_NAMESPACE: &str = "moneygo-system";
 /// The client secret of every client.
-pub const CLIENT_SECRET: &str = "of the bench";
+const CLIENT_SECRET: &str = "of the bench";
 /// How a request in the operator's own namespace is told from others.
 pub const OWN: &str = " of its own";
 /// Objects in a namespace.
@@ -105,21 +105,12 @@ impl World {
     /// # Errors
     /// If the API server refuses one.
     pub async fn populate(&self, range: Range<usize>) -> Result<()> {
-        self.add_namespaces(range.clone()).await?;
-        each(range.clone(), async |number| self.add_credentials(&namespace_of(number), number).await).await?;
-        each(range, async |number| self.add_object(&namespace_of(number), number).await).await
-    }
-
-    /// Makes the namespaces of those objects.
-    ///
-    /// # Errors
-    /// If one is there already.
-    pub async fn add_namespaces(&self, range: Range<usize>) -> Result<()> {
         let first = range.start.div_ceil(PER_NAMESPACE);
         for number in first..range.end.div_ceil(PER_NAMESPACE) {
             self.add_namespace(&namespace_of(number * PER_NAMESPACE)).await?;
         }
-        Ok(())
+        each(range.clone(), async |number| self.add_credentials(&namespace_of(number), number).await).await?;
+        each(range, async |number| self.add_object(&namespace_of(number), number).await).await
     }
 
     /// Makes a namespace.
@@ -135,15 +126,7 @@ impl World {
     /// # Errors
     /// If the API server refuses it.
     pub async fn add_credentials(&self, namespace: &str, number: usize) -> Result<()> {
-        let secret = Secret {
-            metadata: ObjectMeta { name: Some(client_of(number)), ..ObjectMeta::default() },
-            string_data: Some(
-                [("client_id".to_owned(), client_of(number)), ("client_secret".to_owned(), CLIENT_SECRET.to_owned())]
-                    .into(),
-            ),
-            ..Secret::default()
-        };
-        create(&self.admin, Some(namespace), &secret).await
+        create(&self.admin, Some(namespace), &credentials_of(number)).await
     }
 
     /// Makes an object, whether its credentials are there or not.
@@ -352,6 +335,17 @@ pub fn client_of(number: usize) -> String {
 #[must_use]
 pub fn namespace_of(number: usize) -> String {
     format!("bench-{}", number / PER_NAMESPACE)
+}
+
+/// The client's id and secret, as the Secret that it reads them from.
+#[must_use]
+pub fn credentials_of(number: usize) -> Secret {
+    let texts = [("client_id".to_owned(), client_of(number)), ("client_secret".to_owned(), CLIENT_SECRET.to_owned())];
+    Secret {
+        metadata: ObjectMeta { name: Some(client_of(number)), ..ObjectMeta::default() },
+        string_data: Some(texts.into()),
+        ..Secret::default()
+    }
 }
 
 /// What the object of that number, and its target, is called.
