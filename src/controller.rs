@@ -562,7 +562,8 @@ impl Context {
     }
 
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {
-        self.shared.settings.grants.admit(&key_of(&o.owner), plan::urgency(o))
+        let (grants, key) = (&self.shared.settings.grants, key_of(&o.owner));
+        grants.admit(&key, plan::urgency(o)).or_else(|| o.held.as_ref().and_then(|_| grants.admit_last(&key)))
     }
 }
 

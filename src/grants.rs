@@ -226,6 +226,17 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         None
     }
 
+    /// Leave after the queue is closed, for who holds a token that may be dead as another's in its Secret may be: left so, that Secret would
+    /// hold it to the next refresh. The limiter is not asked: it takes two replicas that ask at the same moment, one of which stops.
+    pub fn admit_last(self: &Arc<Self>, key: &K) -> Option<Permit<K>> {
+        let mut state = self.state();
+        let may_start = state.closed && state.has_room(self.limits);
+        may_start.then(|| {
+            state.in_use += 1;
+            Permit { grants: Arc::clone(self), key: key.clone() }
+        })
+    }
+
     /// Queues an object of which it is known already that it needs a token: it is called when its turn comes. Returns whether it waits
     /// now. It does not where that may take long, so that it can say so; nor where it has been called already.
     pub fn enqueue(&self, key: &K, urgency: impl Into<Urgency>) -> bool {
@@ -324,7 +335,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         }
     }
 
-    /// Gives out no more permits. Those that are out stay valid.
+    /// Gives out no more permits but [`Grants::admit_last`]'s. Those that are out stay valid.
     pub fn close(&self) {
         let mut state = self.state();
         state.closed = true;

@@ -310,6 +310,30 @@ async fn two_that_both_lead_settle_on_a_living_token() {
     }
 }
 
+/// The answer that comes during a stop is met by what another leader has written meanwhile: neither is known to live, and who stops is
+/// the only one who knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_leaves_no_token_that_another_leaders_has_overtaken() {
+    let stage = Stage::setup("stop-both").moneygo(|moneygo| moneygo.mode(Mode::RevokePrevious)).open().await;
+    let one = operator(&stage).start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    let other = operator(&stage).start().await;
+    let before = stage.token("payments").await;
+    // Both ask before one is answered, and writes; the other is answered as it stops.
+    for millis in [300, 1000] {
+        stage.moneygo.script("payments", Script::endpoint().delay(Duration::from_millis(millis)));
+    }
+    stage.request_refresh("payments", "now").await;
+    stage.moneygo.wait_for_grants("payments", 3, SOON).await.unwrap();
+    stage
+        .until("one of them is written", SOON, |scene: &Scene| scene.token("payments").filter(|token| *token != before))
+        .await;
+    tokio::join!(one.stop(), other.stop());
+    assert_eq!(stage.grants_of("payments"), 4, "the third of the two");
+    assert_eq!(stage.moneygo.state_of(&stage.token("payments").await, stage::now()), TokenState::Alive);
+}
+
 /// What another leader wrote while a pass was under way is planned on before anything is said over it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_that_tells_of_a_later_token_is_not_written_over() {

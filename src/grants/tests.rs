@@ -365,11 +365,16 @@ async fn a_queue_that_is_closed_calls_nobody_and_ends() {
     let permit = queue.admit("out", wall());
     let other = queue.admit("other", in_secs(1));
     queue.enqueue("a", in_secs(2));
+    assert!(queue.grants.admit_last(&"holder").is_none(), "it waits like everyone, while the queue is open");
     queue.grants.close();
     drop(other);
     (&mut queue.running).await.unwrap();
     assert_eq!(queue.called().await, Vec::<Key>::new());
     assert!(queue.grants.admit(&"b", wall()).is_none());
+    let last = queue.grants.admit_last(&"holder").expect("one place is free");
+    assert!(queue.grants.admit_last(&"another").is_none(), "no more at once than ever");
+    drop(last);
+    assert_eq!(queue.grants.load().under_way, 1);
     queue.answers(permit);
     queue.grants.run(|_| panic!("closed")).await;
 }
