@@ -759,7 +759,7 @@ macro_rules! reasons {
 
 reasons! {
     TokenValid: "The Secret holds an unexpired token. Nothing to do.",
-    Pending: "There is no token yet; the first one is being asked for. Or (Ready is Unknown) it was issued by a clock that was ahead, and another is asked for. Nothing to do: Refreshed says how it goes.",
+    Pending: "A token is being asked for: the first one, or (Refreshed is Unknown, whatever Ready says) another in the place of one that has expired, or after an attempt that failed. Or (Ready is Unknown) it was issued by a clock that was ahead, and another is asked for. Nothing to do.",
     TokenExpired: "The token in the Secret has expired and no new one came. Refreshed says why.",
     CredentialsNotFound: "The Secret that credentialsRef names does not exist. Create it, or correct the name; the token is asked for at once.",
     CredentialsIncomplete: "The credentials' Secret lacks the key for the client id or the client secret, or its value is empty. Add it, or name the right key in credentialsRef.",

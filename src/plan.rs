@@ -363,7 +363,7 @@ fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
         || o.failure.as_ref().is_some_and(|failure| failure.holds_back(o.now))
         || allowed_at(o, cause) > o.now;
     if held_back {
-        return account(o);
+        return account_while_asking(o);
     }
     if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
 }
@@ -659,6 +659,16 @@ fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
 /// How things stand, for an object for which nothing else is to be done now.
 #[must_use]
 pub fn account(o: &Observed) -> Plan {
+    account_of(o, false)
+}
+
+/// How things stand while a token is being asked for, or is about to be: that what had failed is over only its coming can tell.
+#[must_use]
+pub fn account_while_asking(o: &Observed) -> Plan {
+    account_of(o, true)
+}
+
+fn account_of(o: &Observed, asks: bool) -> Plan {
     let without;
     let o = if o.outage && o.failure.as_ref().is_some_and(|failure| !failure.is_of_an_attempt()) {
         // What keeps a token from coming now is the outage.
@@ -679,7 +689,7 @@ pub fn account(o: &Observed) -> Plan {
     };
     let waits = waits(o, &token);
     let ready = ready(o, obstacle.as_ref(), &token);
-    let refreshed = refreshed(o, obstacle.as_ref(), &token);
+    let refreshed = refreshed(o, obstacle.as_ref(), &token, asks);
     let stalled = stalled(&ready, &refreshed);
     let life = token.life();
     let failure = o.failure.clone().filter(|failure| {
@@ -824,7 +834,7 @@ fn overwritten(o: &Observed, token: &Token) -> Option<Verdict> {
     Some(Verdict::new(State::False, Reason::TargetOverwritten, message))
 }
 
-fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdict {
+fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token, asks: bool) -> Verdict {
     if let Some(obstacle) = obstacle {
         return Verdict::new(State::False, obstacle.reason, obstacle.message.clone());
     }
@@ -840,13 +850,15 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token) -> Verdic
     if let Some(verdict) = hindrance(o, token) {
         return verdict;
     }
+    let pending = || Verdict::new(State::Unknown, Reason::Pending, "a token is being asked for");
     match token {
         Token::Good(life) if o.outage && life.is_expired(o.now) => {
             Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE)
         }
+        Token::Good(life) if asks && (life.is_expired(o.now) || !status::says_refreshed(&o.status)) => pending(),
         Token::Good(life) => Verdict::new(State::True, Reason::Succeeded, succeeded(o, *life)),
         _ if o.outage => Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE),
-        _ => Verdict::new(State::Unknown, Reason::Pending, "a token is being asked for"),
+        _ => pending(),
     }
 }
 

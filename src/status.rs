@@ -117,7 +117,17 @@ pub fn condition(status: &MoneyGoCredentialStatus, kind: ConditionType) -> Optio
 /// Whether a status says that the target holds a valid token.
 #[must_use]
 pub fn says_ready(status: &MoneyGoCredentialStatus) -> bool {
-    condition(status, ConditionType::Ready).is_some_and(|ready| ready.status == State::True.as_str())
+    is_true(status, ConditionType::Ready)
+}
+
+/// Whether a status says that the last request gave a token.
+#[must_use]
+pub fn says_refreshed(status: &MoneyGoCredentialStatus) -> bool {
+    is_true(status, ConditionType::Refreshed)
+}
+
+fn is_true(status: &MoneyGoCredentialStatus, kind: ConditionType) -> bool {
+    condition(status, kind).is_some_and(|found| found.status == State::True.as_str())
 }
 
 /// Whether a status says that something fails: `Refreshed` is False, or the token has expired.

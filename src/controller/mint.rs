@@ -115,7 +115,7 @@ impl Context {
             }
         }
         // What cannot be said now is said with what comes of the request.
-        let _ = self.account(&mut o).await;
+        let _ = self.account_while_asking(&mut o).await;
         (!is_another).then_some(o.version)
     }
 

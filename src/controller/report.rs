@@ -23,7 +23,15 @@ use crate::work::Action;
 
 impl Context {
     pub(super) async fn account(&self, o: &mut Observed) -> Result<Action, Error> {
-        match plan::account(o) {
+        self.report_planned(o, plan::account(o)).await
+    }
+
+    pub(super) async fn account_while_asking(&self, o: &mut Observed) -> Result<Action, Error> {
+        self.report_planned(o, plan::account_while_asking(o)).await
+    }
+
+    async fn report_planned(&self, o: &mut Observed, plan: Plan) -> Result<Action, Error> {
+        match plan {
             Plan::Rest(report, again_at) => self.report(o, *report, again_at).await,
             _ => Ok(Action::await_change()),
         }
@@ -177,7 +185,7 @@ impl Context {
         // An outage may have begun with the very request that failed.
         let mut o = Observed { outage: grants.is_outage(), ..o.clone() };
         let since = self.remember(&o.owner, |memory| *memory.waits_since.get_or_insert(o.now));
-        let Plan::Rest(report, again_at) = plan::account(&o) else { return Ok(Action::await_change()) };
+        let Plan::Rest(report, again_at) = plan::account_while_asking(&o) else { return Ok(Action::await_change()) };
         let was_ready = status::says_ready(&o.status);
         let saying = match (report.ready.state, o.outage) {
             (State::True, _) => Saying::Nothing,

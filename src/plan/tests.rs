@@ -627,6 +627,36 @@ fn a_rotated_secret_that_is_refused_is_tried_again_at_its_time_and_leaves_the_to
 }
 
 #[test]
+fn what_failed_is_over_when_a_token_has_come_and_not_when_another_is_asked_for() {
+    let says = |plan: &Plan| {
+        let Plan::Rest(report, _) = plan else { panic!("it rests: {plan:?}") };
+        (report.ready.reason, (report.refreshed.state, report.refreshed.reason), report.stalled.state)
+    };
+    let pending = (State::Unknown, Reason::Pending);
+
+    // The secret is another again, and the allowance for that is spent.
+    let o = rejected().observe(true);
+    let content = Ok(Match::Different);
+    let credentials = Credentials::Read { version: Version::default(), content };
+    let held_back = Observed { credentials, failure: None, changed_at: add(o.now, secs(5)), ..o };
+    assert_eq!(says(&plan(&held_back)), (Reason::TokenValid, pending, State::False));
+    // Someone put the right one back: nothing is asked for.
+    let credentials = Credentials::Read { version: Version::default(), content: Ok(Match::Same) };
+    let put_back = Observed { credentials, ..held_back };
+    assert_eq!(says(&plan(&put_back)), (Reason::TokenValid, (State::True, Reason::Succeeded), State::False));
+
+    let mut world = scene();
+    let living = world.observe(true);
+    let succeeded = (State::True, Reason::Succeeded);
+    assert_eq!(says(&account_while_asking(&living)).1, succeeded, "a refresh that waits its turn is no news");
+    world.advance(5000);
+    let ended = world.observe(true);
+    assert_eq!(says(&account_while_asking(&ended)), (Reason::TokenExpired, pending, State::False));
+    let outage = Observed { outage: true, ..ended };
+    assert_eq!(says(&account_while_asking(&outage)).1, (State::False, Reason::EndpointUnavailable));
+}
+
+#[test]
 fn a_rotated_secret_that_is_refused_is_not_forgotten_for_a_change_of_the_spec() {
     let mut world = rejected();
     world.answer = Answer::New(HOUR_SECS);
