@@ -26,6 +26,7 @@ use crate::args::Args;
 
 /// After the work of a filling it has 10 MiB less resident than glibc's allocator, and a start takes a fifth less CPU (docs/performance.md).
 /// `.cargo/config.toml` has its options.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{bench, checkout, docs, fuzz, generate, simulate, terminal, test, tools};
+use crate::{bench, checkout, docs, fuzz, generate, release, simulate, terminal, test, tools};
 
 mod end_to_end;
 
@@ -100,7 +100,10 @@ pub fn run(only: Option<&str>) -> anyhow::Result<()> {
     steps.take("demo", || succeed(Command::new(env::current_exe()?).args(["demo", "--once"])));
     steps.take("tests", || tests(&mut tested));
     // Its figures are no verdict on a machine that does other things, too: that they can be had is.
-    steps.take("bench", || bench::run(&bench::Options::quick()).map(|()| Outcome::Passed));
+    steps.take("bench", || {
+        let operator = release::write()?.join(release::PROGRAM);
+        bench::run(&bench::Options::quick(operator)).map(|()| Outcome::Passed)
+    });
     steps.take("end to end", end_to_end::run);
     ensure!(!steps.taken.is_empty(), "there is no such step: see the table that follows all of them");
     steps.table();

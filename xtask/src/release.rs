@@ -19,6 +19,8 @@ use serde_json::Value;
 use crate::{checkout, terminal, tools};
 
 const BINARY: &str = "moneygo-operator";
+/// Where the binary is, in the folder that [`write()`] returns.
+pub const PROGRAM: &str = "out/moneygo-operator";
 /// The most that the binary may weigh: with the certificates the image stays below 14 MiB.
 const BINARY_MAX_BYTES: u64 = 10 << 20;
 /// What the binary cannot do without: a list that lacks them is another program's.
@@ -41,9 +43,10 @@ pub fn write() -> anyhow::Result<PathBuf> {
     let target = target_folder();
     let built = Build::make(&leash, checkout(), &target)?;
     let artefacts = target.join("release-artefacts");
-    let out = artefacts.join("out");
-    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
-    fs::copy(&built.path, out.join(BINARY)).context("cannot copy the binary")?;
+    let program = artefacts.join(PROGRAM);
+    let out = program.parent().unwrap_or(&artefacts);
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    fs::copy(&built.path, &program).context("cannot copy the binary")?;
     fs::copy(certificates, out.join("ca-certificates.crt")).context("cannot copy the certificates")?;
     fs::write(artefacts.join(format!("{BINARY}.cdx.json")), &built.sbom).context("cannot write the SBOM")?;
     terminal::heading(&format!("Wrote {}", artefacts.display()));
