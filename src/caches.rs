@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
@@ -51,6 +52,7 @@ struct Kept {
     figures: Figures,
     object: Packed,
     is_new: bool,
+    is_ending: bool,
 }
 
 #[derive(Default)]
@@ -100,6 +102,7 @@ struct Known {
 struct Secrets {
     known: HashMap<ObjectKey, Known>,
     listing: Option<HashSet<ObjectKey>>,
+    is_listed: bool,
     /// The newest version that the watch has shown, of whichever Secret.
     shown: Version,
 }
@@ -158,7 +161,23 @@ impl Caches {
         let index = lock(&self.index);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let objects = index.objects.range::<ObjectKey, _>((from, Bound::Unbounded)).take(limit);
-        objects.map(|(key, kept)| (key.clone(), kept.figures)).collect()
+        // Of one that is being deleted they tell nothing any more.
+        let told = |kept: &Kept| if kept.is_ending { Figures::default() } else { kept.figures };
+        objects.map(|(key, kept)| (key.clone(), told(kept))).collect()
+    }
+
+    /// Objects that say Ready of a token that had ended by then: so many at most.
+    #[must_use]
+    pub fn ready_past(&self, moment: Timestamp, limit: usize) -> Vec<ObjectKey> {
+        let index = lock(&self.index);
+        let past = index.objects.iter().filter(|(_, kept)| kept.figures.is_ready_past(moment));
+        past.map(|(key, _)| key.clone()).take(limit).collect()
+    }
+
+    /// Whether the watch has shown every Secret that there is, once.
+    #[must_use]
+    pub fn has_seen_secrets(&self) -> bool {
+        lock(&self.secrets).is_listed
     }
 
     /// The version of a Secret, for less than all that is known of it.
@@ -332,7 +351,8 @@ impl Index {
                 names
             }
         };
-        let kept = Kept { names, figures: object.figures(), object: packed, is_new: object.is_new() };
+        let (figures, is_new, is_ending) = (object.figures(), object.is_new(), object.is_ending());
+        let kept = Kept { names, figures, object: packed, is_new, is_ending };
         self.objects.insert(key, kept);
         touched.sort();
         touched.dedup();
@@ -469,6 +489,7 @@ impl Secrets {
     }
 
     fn end_of_list(&mut self) -> Vec<ObjectKey> {
+        self.is_listed = true;
         let listed = self.listing.take().unwrap_or_default();
         let gone: Vec<_> = self.known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         for key in &gone {

@@ -49,6 +49,12 @@ const CONCURRENCY_OF_WHAT_HANGS: usize = 32;
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 /// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
 const FAILURES_BEFORE_REPORT: u32 = 4;
+/// A pass that can says within this time that a token has ended.
+const PASSES_TELL_WITHIN: Duration = Duration::from_secs(5);
+/// Of those that none did, so many are told of at a heartbeat.
+const MOST_TOLD_OF_ENDS: usize = 500;
+/// So many of them at the same time.
+const ENDS_TOLD_AT_ONCE: usize = 8;
 /// The longest sleep of one object. Nothing is done on waking up early.
 const LONGEST_SLEEP: Duration = Duration::from_hours(12);
 /// After a stop is asked for: for what is under way.
@@ -185,6 +191,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
         namespaces.into_iter().map(|namespace| open(&shared, namespace, &mut background)).collect();
     let contexts: Arc<[Arc<Context>]> = scopes.iter().map(|scope| Arc::clone(&scope.context)).collect();
     background.spawn(watches::beat(Arc::clone(&shared), Arc::clone(&contexts)));
+    background.spawn(watches::look_for_ends(Arc::clone(&contexts)));
     background.spawn(watches::follow_leadership(Arc::clone(&shared), Arc::clone(&contexts)));
     background.spawn(watches::call_from_queue(Arc::clone(&shared), Arc::clone(&contexts)));
 

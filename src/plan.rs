@@ -728,6 +728,13 @@ pub fn account_without_secrets(o: &Observed, failure: Failure) -> Option<Box<Rep
     (report.ready.state != State::True && (has_ended || !is_unclear)).then_some(report)
 }
 
+/// The same before the watch has shown any Secret: they are not gone for that.
+#[must_use]
+pub fn account_before_the_secrets(o: &Observed, failure: Failure) -> Option<Box<Report>> {
+    let credentials = observed_credentials(o).map_or(Credentials::Missing, Credentials::Seen);
+    account_without_secrets(&Observed { credentials, ..o.clone() }, failure)
+}
+
 fn refresh_at(o: &Observed, life: Option<Life>) -> Option<Timestamp> {
     match &o.spec {
         Ok(spec) => Some(life?.refresh_at(spec.renew, &o.owner.uid)),
@@ -741,8 +748,11 @@ fn is_suspended(o: &Observed) -> bool {
 
 fn remembered_life(o: &Observed) -> Option<Life> {
     let (issued_at, expires_at) = o.status.issued_at.zip(o.status.expires_at)?;
-    let repeated = o.target.facts().and_then(|facts| facts.marks.life).is_some_and(|life| life.repeated);
-    (o.target != Target::Missing).then_some(Life { issued_at, expires_at, repeated }).filter(|life| life.is_credible())
+    let facts = o.target.facts().filter(|facts| o.claimed && !matches!(facts.seal, Seal::Broken(_)))?;
+    let marked = facts.marks.life;
+    let is_another = marked.is_some_and(|life| life.issued_at != issued_at);
+    let life = Life { issued_at, expires_at, repeated: marked.is_some_and(|life| life.repeated) };
+    (!is_another).then_some(life).filter(|life| life.is_credible())
 }
 
 /// The life that the status remembers, for [`secret::inspect`].
@@ -805,7 +815,11 @@ fn absent(o: &Observed, token: &Token) -> Verdict {
     if o.outage {
         return Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE);
     }
-    Verdict::new(State::False, Reason::Pending, "a token is being asked for")
+    Verdict::new(State::False, Reason::Pending, pending(o))
+}
+
+fn pending(o: &Observed) -> &'static str {
+    if o.ending { "the object is being deleted: no token is asked for" } else { "a token is being asked for" }
 }
 
 /// What keeps a token from coming, or from being written, whatever the credentials.
@@ -850,7 +864,7 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token, asks: boo
     if let Some(verdict) = hindrance(o, token) {
         return verdict;
     }
-    let pending = || Verdict::new(State::Unknown, Reason::Pending, "a token is being asked for");
+    let pending = || Verdict::new(State::Unknown, Reason::Pending, pending(o));
     match token {
         Token::Good(life) if o.outage && life.is_expired(o.now) => {
             Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE)
@@ -911,10 +925,11 @@ pub fn adopts(o: &Observed) -> bool {
     resumes(o) || (o.claimed && o.target.facts().is_some_and(is_strange))
 }
 
-/// How urgent a grant is. An object that is younger than our clock says is there since now.
+/// How urgent a grant is: whose token is lost has none. An object that is younger than our clock says is there since now.
 #[must_use]
 pub fn urgency(o: &Observed) -> Urgency {
-    let life = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| life.is_credible());
+    let is_lost = o.held.is_some() || o.spec.as_ref().is_ok_and(|spec| matches!(token(o, spec), Token::Lost(_)));
+    let life = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| life.is_credible() && !is_lost);
     life.map_or_else(|| Urgency::New(o.created.unwrap_or(o.now).min(o.now)), |life| Urgency::Ends(life.expires_at))
 }
 

@@ -1,7 +1,7 @@
 //! An outcome → the status. Pure: two equal reports give the same status, so that nothing is written where nothing
 //! changed.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 
@@ -100,11 +100,34 @@ impl Failure {
         self.reason != Reason::SecretsUnavailable
     }
 
+    /// How long was waited after this one, where one for `reason` is of its kind, and is waited for twice as long.
+    #[must_use]
+    pub fn wait_before(&self, reason: Reason) -> Option<SignedDuration> {
+        let is_alike = kind_of(self.reason) == kind_of(reason);
+        (self.is_of_an_attempt() && is_alike).then(|| self.next_attempt_at.duration_since(self.at))
+    }
+
     /// With times that people can read.
     #[must_use]
     pub fn in_milliseconds(self) -> Self {
         let (at, next_attempt_at) = (schedule::floor_millis(self.at), schedule::floor_millis(self.next_attempt_at));
         Self { at, next_attempt_at, ..self }
+    }
+}
+
+/// What says nothing of one another: how long to wait for a person says nothing of how long to wait for an endpoint.
+#[derive(PartialEq)]
+enum Kind {
+    Refused,
+    Failed,
+    Unwritten,
+}
+
+fn kind_of(reason: Reason) -> Kind {
+    match reason {
+        Reason::InvalidClient | Reason::RequestRejected => Kind::Refused,
+        Reason::TargetForbidden => Kind::Unwritten,
+        _ => Kind::Failed,
     }
 }
 

@@ -686,7 +686,9 @@ async fn waits_grow_up_to_a_limit_for_each_reason() {
         }
         // An attempt that was under way just then counts on from where it began.
         let object = loop {
-            let patch = json!({"status": {"failedAttempts": 9, "nextAttemptAt": stage_now()}});
+            // The last wait was the longest already.
+            let now = stage_now();
+            let patch = json!({"status": {"failedAttempts": 9, "lastFailureTime": now - least, "nextAttemptAt": now}});
             let patched = stage.patch_status(name, patch).await;
             let is_next = |object: &MoneyGoCredential| is_newer(object, &patched) && attempts(object) != Some(9);
             let again = |scene: &Scene| scene.credential(name).filter(is_next);

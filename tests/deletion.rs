@@ -73,6 +73,27 @@ async fn the_owned_secret_goes_with_its_object_and_the_retained_one_stays() {
     operator.stop().await;
 }
 
+/// No pass looks at it any more, and its token ends all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_object_that_is_being_deleted_for_long_it_is_told_that_its_token_has_ended() {
+    let life = Duration::from_secs(8);
+    let stage = Stage::setup("lasting").moneygo(|moneygo| moneygo.expires_in(life)).open().await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    stage.patch("payments", json!({"metadata": {"finalizers": ["example.com/wait"]}})).await;
+    stage.delete("payments").await;
+    has_seen(&stage, "fence").await;
+    let grants = stage.grants_of("payments");
+    let told =
+        |scene: &stage::Scene| scene.condition("payments", "Ready").filter(|ready| ready.reason == "TokenExpired");
+    stage.until("the end is told", SOON * 2, told).await;
+    assert_eq!(stage.grants_of("payments"), grants);
+    stage.patch("payments", json!({"metadata": {"finalizers": null}})).await;
+    gone(&stage, "payments").await;
+    operator.stop().await;
+}
+
 /// A finalizer of someone else keeps the object for long, and whatever would ask for a token happens meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_is_being_deleted_asks_for_nothing_and_writes_nothing() {

@@ -67,8 +67,8 @@ async fn a_token_that_ends_while_no_secret_can_be_written_is_told_of_and_costs_o
     operator.stop().await;
 }
 
-/// What the operator may do, but for reading a Secret.
-fn blind() -> [PolicyRule; 3] {
+/// What the operator may do, with these verbs for Secrets.
+fn rights(of_secrets: &[&str]) -> [PolicyRule; 3] {
     let rule = |group: &str, resource: &str, verbs: &[&str]| PolicyRule {
         api_groups: Some(vec![group.to_owned()]),
         resources: Some(vec![resource.to_owned()]),
@@ -78,8 +78,15 @@ fn blind() -> [PolicyRule; 3] {
     [
         rule("money-go.com", "moneygocredentials", &["get", "list", "watch"]),
         rule("money-go.com", "moneygocredentials/status", &["patch"]),
-        rule("", "secrets", &["list", "watch", "create", "update"]),
+        rule("", "secrets", of_secrets),
     ]
+}
+
+/// Takes all rights from the operator but those.
+async fn limit(stage: &Stage, of_secrets: &[&str]) {
+    stage.shut_out(&stage.user).await;
+    let access = Access::default().namespace(&stage.namespace, rights(of_secrets));
+    stage.plane.allow(&stage.user, &access).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,8 +95,7 @@ async fn a_token_that_ends_while_no_secret_can_be_read_is_told_of_and_costs_none
     let operator = stage.operator().start().await;
     with_a_token_that_ends(&stage, "payments").await;
     let mut grants = stage.moneygo.grants_of("payments").len();
-    stage.shut_out(&stage.user).await;
-    stage.plane.allow(&stage.user, &Access::default().namespace(&stage.namespace, blind())).await.unwrap();
+    limit(&stage, &["list", "watch", "create", "update"]).await;
     stage.subscribe("new", json!({})).await;
 
     let object = stage.says("payments", "Ready", "False", "TokenExpired").await;
@@ -109,6 +115,29 @@ async fn a_token_that_ends_while_no_secret_can_be_read_is_told_of_and_costs_none
     }
     assert!(stage.moneygo.grants_of("payments").len() <= grants + 1);
     assert_eq!(stage.grants_of("new"), 1);
+    operator.stop().await;
+}
+
+/// Without the list no object is looked at, for nobody knows whose its Secret is; but what its status says must not outlive its token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_before_the_secrets_can_be_listed_is_told_of() {
+    let stage = Stage::new("unlisted").await;
+    let operator = stage.operator().start().await;
+    with_a_token_that_ends(&stage, "payments").await;
+    operator.stop().await;
+    let grants = stage.grants_of("payments");
+    limit(&stage, &["get", "watch", "create", "update"]).await;
+    let operator = stage.operator().spawn();
+    let told = |scene: &Scene| scene.condition("payments", "Ready").filter(|ready| ready.status == "False");
+    let ready = stage.until("the end is told", SOON * 2, told).await;
+    assert_eq!(ready.reason, "SecretsUnavailable");
+    stage.says("payments", "Refreshed", "False", "SecretsUnavailable").await;
+    assert_eq!(stage.grants_of("payments"), grants);
+
+    stage.shut_out(&stage.user).await;
+    stage.let_in(&stage.user).await;
+    stage.ready("payments").await;
+    assert_eq!(stage.grants_of("payments"), grants + 1);
     operator.stop().await;
 }
 

@@ -58,6 +58,13 @@ impl Figures {
         self.expires_at.map(NonZeroU32::get)
     }
 
+    /// Whether the object is said to be ready, and its token to have ended by then.
+    #[must_use]
+    pub fn is_ready_past(&self, moment: Timestamp) -> bool {
+        let is_ready = self.states.first() == Some(&Some(State::True));
+        is_ready && self.expires_at().is_some_and(|at| i64::from(at) < moment.as_second())
+    }
+
     /// When the next token is asked for, in Unix seconds; not while the object is suspended.
     #[must_use]
     pub fn refresh_at(&self) -> Option<u32> {
@@ -84,6 +91,7 @@ fn seconds(at: Option<Timestamp>) -> Option<NonZeroU32> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
     use serde_json::json;
 
     use super::*;
@@ -111,6 +119,9 @@ mod tests {
                 (ConditionType::Stalled, State::False, None),
             ]
         );
+        let expires_at = Timestamp::from_second(1_769_817_600).unwrap();
+        assert!(!figures.is_ready_past(expires_at) && figures.is_ready_past(expires_at + SignedDuration::from_secs(1)));
+        assert!(!Figures::unreadable().is_ready_past(expires_at + SignedDuration::from_secs(1)), "it is not ready");
         assert!(size_of::<Figures>() <= 20, "{} bytes, for each object", size_of::<Figures>());
         assert_eq!(Figures::of(&MoneyGoCredentialStatus::default(), false), Figures::default());
     }

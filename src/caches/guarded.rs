@@ -109,11 +109,13 @@ impl Guarded {
         self.body.as_ref().is_some_and(|body| body.status.is_none())
     }
 
-    /// What the metrics tell of it: of one that is being deleted nothing any more.
+    /// Whether it is being deleted.
+    pub(super) fn is_ending(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// What is told of it in few words.
     pub(super) fn figures(&self) -> Figures {
-        if self.metadata.deletion_timestamp.is_some() {
-            return Figures::default();
-        }
         let Some(body) = &self.body else { return Figures::unreadable() };
         let is_suspended = body.spec.suspend == Some(true);
         body.status.as_ref().map(|status| Figures::of(status, is_suspended)).unwrap_or_default()

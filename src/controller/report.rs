@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
 use serde_json::Value;
 
 use super::observe::newest_version;
-use super::{Context, FAILURES_BEFORE_REPORT, WAITS_BEFORE_REPORT, key_of};
-use crate::caches::Guarded;
+use super::{
+    Context, ENDS_TOLD_AT_ONCE, FAILURES_BEFORE_REPORT, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN, WAITS_BEFORE_REPORT,
+    key_of,
+};
+use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::{EventReason, FAILURES, Notice};
@@ -100,13 +104,46 @@ impl Context {
         if !o.leading || o.ending {
             return;
         }
-        let message = format!(
-            "the API server does not let the Secrets be read or written ({}): look at it, at admission webhooks and at the operator's rights; it is tried again every few seconds",
-            error.answer()
-        );
-        let (reason, at) = (Reason::SecretsUnavailable, o.now);
-        let failure = Failure { reason, message, at, attempts: 1, next_attempt_at: at }.in_milliseconds();
+        let failure = unavailable(&format!(" ({})", error.answer()), o.now);
         if let Some(report) = plan::account_without_secrets(&o, failure) {
+            let _ = self.report(&mut o, *report, None).await;
+        }
+    }
+
+    /// Says of tokens that they have ended where no pass has: it hangs, or fails before it can say anything, or there is none, for the Secrets
+    /// cannot be listed or the object is being deleted.
+    pub(super) async fn tell_of_ends(&self) {
+        if !self.shared.settings.leadership.is_leader() {
+            return;
+        }
+        let past = self.caches.ready_past(schedule::before(self.now(), PASSES_TELL_WITHIN), MOST_TOLD_OF_ENDS);
+        let tell = |key: ObjectKey| async move { self.tell_of_end(&key).await };
+        futures::stream::iter(past).for_each_concurrent(ENDS_TOLD_AT_ONCE, tell).await;
+    }
+
+    async fn tell_of_end(&self, key: &ObjectKey) {
+        let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { return };
+        let mut o = self.observe(&credential);
+        let has_ended = o.status.expires_at.is_some_and(|at| at <= o.now);
+        if !has_ended || !o.leading || !status::says_ready(&o.status) {
+            return;
+        }
+        let has_failed = self.shared.memories.of(key, &o.owner.uid).api_failures > 0;
+        let report = if o.ending {
+            match plan::account(&o) {
+                Plan::Rest(report, _) => Some(report),
+                _ => None,
+            }
+        } else if !self.caches.has_seen_secrets() {
+            plan::account_before_the_secrets(&o, unavailable("", o.now))
+        } else if has_failed {
+            plan::account_without_secrets(&o, unavailable("", o.now))
+        } else {
+            // Its pass is on its way.
+            None
+        };
+        if let Some(report) = report.filter(|report| report.ready.state != State::True) {
+            // What cannot be said now is said at the next beat.
             let _ = self.report(&mut o, *report, None).await;
         }
     }
@@ -240,4 +277,12 @@ impl Context {
         self.shared.settings.notices.put(Notice { owner, reason, note: status::UNREADABLE.to_owned() });
         Ok(Action::await_change())
     }
+}
+
+/// What keeps a token from coming is the API server. `answer` is what it says to it.
+fn unavailable(answer: &str, at: Timestamp) -> Failure {
+    let message = format!(
+        "the API server does not let the Secrets be read or written{answer}: look at it, at admission webhooks and at the operator's rights; it is tried again every few seconds"
+    );
+    Failure { reason: Reason::SecretsUnavailable, message, at, attempts: 1, next_attempt_at: at }.in_milliseconds()
 }

@@ -311,6 +311,16 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     }
 }
 
+/// Looks, as often as the heart beats, for tokens that have ended with nobody told. What the API server takes long for must not hold up the heart.
+pub(super) async fn look_for_ends(contexts: Arc<[Arc<Context>]>) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        for context in contexts.iter() {
+            context.tell_of_ends().await;
+        }
+    }
+}
+
 /// Whether the wall clock or the boot clock went by another length than the clock of the timers.
 fn is_jump((wall_before, before): (Timestamp, Moment), (wall, now): (Timestamp, Moment)) -> bool {
     let signed = |length: Duration| SignedDuration::try_from(length).unwrap_or(SignedDuration::MAX);

@@ -627,6 +627,44 @@ fn a_rotated_secret_that_is_refused_is_tried_again_at_its_time_and_leaves_the_to
 }
 
 #[test]
+fn what_was_tried_in_haste_makes_no_later_wait_longer() {
+    let mut world = scene();
+    let (ends, refresh_at) = (world.status.expires_at.unwrap(), world.status.refresh_at.unwrap());
+    (world.answer, world.now) = (Answer::Rejected, refresh_at);
+    let mut waits = Vec::new();
+    while waits.iter().filter(|(at, _)| *at >= ends).count() < 2 {
+        world.pass_until_one_fails();
+        let next = world.status.next_attempt_at.unwrap();
+        waits.push((world.now, next.duration_since(world.now).as_secs()));
+        world.now = next;
+    }
+    let [.., (_, first), (_, second)] = waits[..] else { panic!("it failed more than once: {waits:?}") };
+    assert!((300..=360).contains(&first) && (600..=720).contains(&second), "{waits:?}");
+    // Another kind of failure begins anew, too.
+    world.answer = Answer::Unavailable;
+    world.pass_until_one_fails();
+    let wait = world.status.next_attempt_at.unwrap().duration_since(world.now);
+    assert!(wait <= secs(6), "{wait:?}");
+}
+
+#[test]
+fn with_a_broken_spec_only_what_is_still_ours_counts_as_a_token() {
+    let mut world = scene();
+    world.spec = Err(SpecProblem::Scope);
+    let o = world.observe(false);
+    let ready = |o: &Observed| {
+        let Plan::Rest(report, _) = account(o) else { panic!("it rests") };
+        report.ready.reason
+    };
+    assert_eq!(ready(&o), Reason::TokenValid);
+    assert_eq!(ready(&Observed { claimed: false, ..o.clone() }), Reason::InvalidSpec, "another's Secret is there");
+    let Target::Seen { facts, trusted } = o.target.clone() else { panic!("it was seen") };
+    let mut edited = facts;
+    edited.seal = Seal::Broken(None);
+    assert_eq!(ready(&Observed { target: Target::Seen { facts: edited, trusted }, ..o }), Reason::InvalidSpec);
+}
+
+#[test]
 fn what_failed_is_over_when_a_token_has_come_and_not_when_another_is_asked_for() {
     let says = |plan: &Plan| {
         let Plan::Rest(report, _) = plan else { panic!("it rests: {plan:?}") };
@@ -1723,6 +1761,10 @@ fn the_most_urgent_is_what_ends_first_and_a_new_object_counts_from_its_creation(
     assert_eq!(urgency(&Observed { created: None, ..new.clone() }), Urgency::New(new.now));
     let mut world = scene();
     assert_eq!(urgency(&world.observe(false)), Urgency::Ends(add(start(), secs(3600))));
+    let Target::Read { facts, .. } = world.observe(true).target else { panic!("it was read") };
+    let target = Target::Read { facts, found: Found::Altered, complete: true, immutable: false };
+    let lost = Observed { target, ..world.observe(true) };
+    assert_eq!(urgency(&lost), Urgency::New(start()), "what its annotations tell of is gone");
     world.annotate(annotation::EXPIRES_AT, Some("3000-01-01T00:00:00Z"));
     assert_eq!(urgency(&world.observe(false)), Urgency::New(start()), "no lifetime above the cap is believed");
 }

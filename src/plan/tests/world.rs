@@ -352,7 +352,8 @@ impl World {
         if reason != Reason::Succeeded {
             let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
             let expires_at = living.map(|life| life.expires_at);
-            let next = schedule::next_attempt(self.now, backoff, attempts, None, expires_at, &self.owner.uid);
+            let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(reason));
+            let next = schedule::next_attempt(self.now, backoff, wait, None, expires_at, &self.owner.uid);
             return self.fail(o, reason, attempts, next);
         }
         let credentials = self.credentials.as_ref().unwrap();
@@ -380,7 +381,8 @@ impl World {
         let (token, issue, _) = self.held.clone().unwrap();
         if self.refuses_writes {
             let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
-            let next = schedule::next_attempt(self.now, Backoff::Transient, attempts, None, None, "x");
+            let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(Reason::TargetForbidden));
+            let next = schedule::next_attempt(self.now, Backoff::Transient, wait, None, None, "x");
             return self.fail(o, Reason::TargetForbidden, attempts, next);
         }
         (self.held, self.attempt) = (None, None);
