@@ -68,12 +68,11 @@ async fn refresh(name: &'static str, mode: Mode, failing: Failing) -> Vec<String
     let operator = stage.operator().flag(VERBOSE).start().await;
     let names: Vec<String> = (0..OBJECTS).map(|n| format!("{name}-{n}")).collect();
     let fails_until = Arc::new(Mutex::new(HashMap::new()));
-    for name in &names {
-        if failing == Failing::FirstHalf {
-            stage.moneygo.script(name, fails_before(name, &fails_until));
-        }
-        stage.subscribe(name, json!({})).await;
+    for name in names.iter().filter(|_| failing == Failing::FirstHalf) {
+        stage.moneygo.script(name, fails_before(name, &fails_until));
     }
+    // All at once: while some fail and others do not yet, one at a time may try, and who it is may be the wrong one.
+    join_all(names.iter().map(|name| stage.subscribe(name, json!({})))).await;
     let samples = tokio::select! {
         samples = sample(&stage) => samples,
         () = fail(&stage, failing, &fails_until) => unreachable!("it fails as long as it is let"),

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use crate::stage::{Canaries, SOON, Stage, client_secret_of};
 
 const POLL: Duration = Duration::from_millis(100);
+/// The Deployments of other tests are seen from everywhere, and last as long as those.
+const OTHERS_GO: Duration = Duration::from_mins(3);
 
 /// How a run ended.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl<'a> Plugin<'a> {
             if wanted(&ran) {
                 return ran;
             }
-            assert!(started.elapsed() < SOON + SOON, "waited until {what}:\n{}", ran.both());
+            assert!(started.elapsed() < OTHERS_GO, "waited until {what}:\n{}", ran.both());
             tokio::time::sleep(POLL).await;
         }
     }
