@@ -51,6 +51,8 @@ const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 const FAILURES_BEFORE_REPORT: u32 = 4;
 /// A pass that can says within this time that a token has ended.
 const PASSES_TELL_WITHIN: Duration = Duration::from_secs(5);
+/// The first list of the Secrets is done by then, or cannot be had.
+const LISTS_WITHIN: Duration = Duration::from_secs(30);
 /// Of those that none did, so many are told of at a heartbeat.
 const MOST_TOLD_OF_ENDS: usize = 500;
 /// So many of them at the same time.
@@ -128,6 +130,7 @@ pub struct Context {
     /// The namespace that is watched; all of them where unset.
     namespace: Option<String>,
     calls: mpsc::UnboundedSender<ObjectKey>,
+    opened_at: Instant,
 }
 
 /// A part of the cluster with watches and a controller of its own: all of it, or one namespace.
@@ -216,7 +219,7 @@ fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &mut Backgr
     let (secrets_are_listed, secrets_listed) = oneshot::channel();
     let is_whole_cluster = namespace.is_none();
     let (shared, caches) = (Arc::clone(shared), Arc::new(Caches::default()));
-    let context = Arc::new(Context { shared, caches, namespace, calls });
+    let context = Arc::new(Context { shared, caches, namespace, calls, opened_at: Instant::now() });
     background.spawn(Arc::clone(&context).watch_secrets(secrets_are_listed));
     background.spawn(Arc::clone(&context).watch_objects(objects_are_listed));
     if is_whole_cluster {
@@ -257,9 +260,9 @@ async fn stop_after(
         () = &mut running => true,
         () = shutdown.cancelled() => false,
     };
-    shared.settings.grants.close();
-    shared.api_server.let_all_through();
     let deadline = Instant::now() + STOP_LIMIT;
+    shared.settings.grants.close(deadline + LAST_WRITES_LIMIT);
+    shared.api_server.let_all_through();
     let in_time = ended_already || tokio::time::timeout_at(deadline, running).await.is_ok();
     if !in_time {
         tracing::warn!("requests were still under way at the stop");

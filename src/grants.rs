@@ -28,6 +28,8 @@ const PROBE_SHORTEST: Duration = Duration::from_secs(1);
 const CLIENTS_OF_AN_OUTAGE: usize = 2;
 /// A permit that its object has not collected by then goes to the next: the object may be gone.
 const COLLECT_WITHIN: Duration = Duration::from_secs(10);
+/// Most answers come within this time. At a stop, nobody asks who could wait for no longer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// What the limiter lets through in this time is a short queue, in which nobody says that it waits.
 const SHORT_QUEUE: Duration = Duration::from_secs(5);
 /// Who has waited for so long, in whatever queue, is to say so; of thousands, [`MOST_TOLD`] at a time.
@@ -140,7 +142,8 @@ struct State<K> {
     in_use: u32,
     next_start: Instant,
     health: Health<K>,
-    closed: bool,
+    /// Until when who asks now may be answered.
+    closes_at: Option<Instant>,
 }
 
 struct Health<K> {
@@ -200,7 +203,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
             in_use: 0,
             next_start: Instant::now(),
             health,
-            closed: false,
+            closes_at: None,
         };
         Arc::new(Self { client, limits, clock, state: Mutex::new(state), changed: Notify::new() })
     }
@@ -213,7 +216,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     /// Leave to ask for a token for `key`. `None`: it waits, and will be called.
     pub fn admit(self: &Arc<Self>, key: &K, urgency: impl Into<Urgency>) -> Option<Permit<K>> {
         let mut state = self.state();
-        if state.closed {
+        if state.closes_at.is_some() {
             return None;
         }
         let called = state.called.remove(key).is_some();
@@ -230,7 +233,9 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     /// hold it to the next refresh. The limiter is not asked: it takes two replicas that ask at the same moment, one of which stops.
     pub fn admit_last(self: &Arc<Self>, key: &K) -> Option<Permit<K>> {
         let mut state = self.state();
-        let may_start = state.closed && state.has_room(self.limits);
+        // What is given up on its way may have ended the token that is there.
+        let in_time = state.closes_at.is_some_and(|at| Instant::now() + ANSWERS_WITHIN <= at);
+        let may_start = in_time && state.has_room(self.limits);
         may_start.then(|| {
             state.in_use += 1;
             Permit { grants: Arc::clone(self), key: key.clone() }
@@ -241,7 +246,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     /// now. It does not where that may take long, so that it can say so; nor where it has been called already.
     pub fn enqueue(&self, key: &K, urgency: impl Into<Urgency>) -> bool {
         let mut state = self.state();
-        if state.closed
+        if state.closes_at.is_some()
             || state.health.outage.is_some()
             || state.called.contains_key(key)
             || !state.is_short(self.limits)
@@ -335,10 +340,12 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         }
     }
 
-    /// Gives out no more permits but [`Grants::admit_last`]'s. Those that are out stay valid.
-    pub fn close(&self) {
+    /// Gives out no more permits but [`Grants::admit_last`]'s, for answers that are waited for until `by`. Those that are out stay valid.
+    pub fn close(&self, by: Instant) {
         let mut state = self.state();
-        state.closed = true;
+        state.closes_at = Some(by);
+        let uncollected = u32::try_from(std::mem::take(&mut state.called).len()).unwrap_or(u32::MAX);
+        state.in_use = state.in_use.saturating_sub(uncollected);
         state.queue.clear();
         state.newcomers.clear();
         state.waiting.clear();
@@ -350,7 +357,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         loop {
             let (turns, wake_at) = {
                 let mut state = self.state();
-                if state.closed {
+                if state.closes_at.is_some() {
                     return;
                 }
                 (state.next_turns(self.limits), state.wake_at(self.limits))

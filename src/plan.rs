@@ -728,11 +728,13 @@ pub fn account_without_secrets(o: &Observed, failure: Failure) -> Option<Box<Rep
     (report.ready.state != State::True && (has_ended || !is_unclear)).then_some(report)
 }
 
-/// The same before the watch has shown any Secret: they are not gone for that.
+/// The same before the watch has shown the Secrets: that none is seen says nothing of them, nor of whose the target is.
 #[must_use]
 pub fn account_before_the_secrets(o: &Observed, failure: Failure) -> Option<Box<Report>> {
-    let credentials = observed_credentials(o).map_or(Credentials::Missing, Credentials::Seen);
-    account_without_secrets(&Observed { credentials, ..o.clone() }, failure)
+    let known = observed_credentials(o);
+    let credentials = Credentials::Seen(known.clone().unwrap_or_default());
+    let report = account_without_secrets(&Observed { credentials, rival: None, ..o.clone() }, failure)?;
+    Some(Box::new(Report { credentials: known, ..*report }))
 }
 
 fn refresh_at(o: &Observed, life: Option<Life>) -> Option<Timestamp> {

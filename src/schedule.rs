@@ -187,22 +187,25 @@ impl Backoff {
     }
 
     /// The wait after a failure: twice the `earlier` one, after the failure of this kind before it, within the class's bounds, jittered by up
-    /// to a fifth. What was tried in haste, for a token that was about to end, makes no later wait longer.
+    /// to a fifth. What was tried in haste, for a token that was about to end, makes no later wait longer; nor does a
+    /// wait that the endpoint asked for: `attempts` failures in a row, this one among them, double it once less than that.
     #[must_use]
-    pub fn wait(self, earlier: Option<SignedDuration>, seed: &str, now: Timestamp) -> SignedDuration {
+    pub fn wait(self, earlier: Option<SignedDuration>, attempts: i32, seed: &str, now: Timestamp) -> SignedDuration {
         let (shortest, longest) = self.bounds();
+        let doublings = doublings(shortest, earlier, attempts);
         // The jitter is added to what is at most five sixths of the longest wait, so that it stays below it, and is still
         // there once the longest is reached.
-        let base = shortest.saturating_mul(1 << doublings(shortest, earlier)).min(longest * 5 / 6).max(shortest);
+        let base = shortest.saturating_mul(1 << doublings).min(longest * 5 / 6).max(shortest);
         base + per_mille(base / 5, fraction_of(seed, now))
     }
 }
 
 /// How often the shortest wait is doubled after an earlier wait, which was jittered, and rounded to milliseconds.
-fn doublings(shortest: SignedDuration, earlier: Option<SignedDuration>) -> u32 {
+fn doublings(shortest: SignedDuration, earlier: Option<SignedDuration>, attempts: i32) -> u32 {
     let millis = earlier.map_or(0, |earlier| earlier.as_millis());
     let times = millis * 11 / 10 / shortest.as_millis().max(1);
-    times.max(0).checked_ilog2().map_or(0, |halvings| halvings + 1).min(20)
+    let most = attempts.saturating_sub(1).clamp(0, 20).unsigned_abs();
+    times.max(0).checked_ilog2().map_or(0, |halvings| halvings + 1).min(most)
 }
 
 /// That long before a moment.
@@ -213,7 +216,7 @@ pub fn before(at: Timestamp, length: Duration) -> Timestamp {
 
 /// When a failed attempt is repeated.
 ///
-/// `earlier` is how long was waited after the one of this kind before it. `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it), but for zero: that is a
+/// `earlier` is how long was waited after the one of this kind before it, and `attempts` how many failed in a row. `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it), but for zero: that is a
 /// second, doubling up to the wait of the class. Otherwise the wait is the class's; but while a token lives, never later than half (a rejection) or a quarter (anything else) of the time it has
 /// left, and at least a second.
 #[must_use]
@@ -221,15 +224,16 @@ pub fn next_attempt(
     now: Timestamp,
     backoff: Backoff,
     earlier: Option<SignedDuration>,
+    attempts: i32,
     retry_after: Option<Duration>,
     expires_at: Option<Timestamp>,
     seed: &str,
 ) -> Timestamp {
-    let wait = backoff.wait(earlier, seed, now);
+    let wait = backoff.wait(earlier, attempts, seed, now);
     let wait = match retry_after {
         // "At once", again and again, or a date that is past by a clock that is wrong.
         Some(Duration::ZERO) => {
-            wait.min(MIN_GRANT_INTERVAL.saturating_mul(1 << doublings(MIN_GRANT_INTERVAL, earlier)))
+            wait.min(MIN_GRANT_INTERVAL.saturating_mul(1 << doublings(MIN_GRANT_INTERVAL, earlier, attempts)))
         }
         Some(asked) => return add(now, signed(asked).max(MIN_GRANT_INTERVAL)),
         None => wait,
@@ -481,20 +485,22 @@ mod tests {
         for backoff in [Backoff::Rejected, Backoff::Endpoint, Backoff::Transient] {
             let (shortest, longest) = backoff.bounds();
             for earlier in [SignedDuration::MIN, SignedDuration::ZERO, SignedDuration::MAX] {
-                let wait = backoff.wait(Some(earlier), "a", now);
+                let wait = backoff.wait(Some(earlier), i32::MAX, "a", now);
                 assert!(wait >= shortest && wait <= longest, "{backoff:?} {earlier}: {wait}");
             }
             for seed in ["a", "b", "c", "d"] {
-                let mut wait = backoff.wait(None, seed, now);
+                let mut wait = backoff.wait(None, 1, seed, now);
                 for doublings in 0..12 {
                     let base = (shortest * (1 << doublings)).min(longest * 5 / 6).max(shortest);
                     assert!(wait >= base && wait <= base + base / 5, "{backoff:?} after {doublings}: {wait}");
                     // As it is read from the status.
-                    wait = backoff.wait(Some(wait - millisecond), seed, now);
+                    wait = backoff.wait(Some(wait - millisecond), doublings + 2, seed, now);
                 }
             }
-            let hurried = backoff.wait(Some(shortest / 2), "a", now);
-            assert_eq!(hurried, backoff.wait(None, "a", now), "{backoff:?}");
+            let first = backoff.wait(None, 1, "a", now);
+            assert_eq!(backoff.wait(Some(shortest / 2), 9, "a", now), first, "{backoff:?}: hurried");
+            let asked_for = backoff.wait(Some(SignedDuration::from_hours(1)), 2, "a", now);
+            assert!(asked_for <= first * 2, "{backoff:?}: {asked_for}");
         }
     }
 
@@ -503,7 +509,7 @@ mod tests {
         let now = at("2026-01-01T00:00:00Z");
         let next = |left_secs: i64, after: Option<u64>| {
             let expiry = add(now, SignedDuration::from_secs(left_secs));
-            next_attempt(now, Backoff::Rejected, None, after.map(Duration::from_secs), Some(expiry), "x")
+            next_attempt(now, Backoff::Rejected, None, 1, after.map(Duration::from_secs), Some(expiry), "x")
                 .duration_since(now)
         };
         assert_eq!(next(20, None), SignedDuration::from_secs(10));
@@ -513,7 +519,7 @@ mod tests {
         assert_eq!(next(20, Some(0)), SignedDuration::from_secs(1));
         let expiry = Some(add(now, SignedDuration::from_secs(8)));
         for backoff in [Backoff::Endpoint, Backoff::Transient] {
-            let wait = next_attempt(now, backoff, None, None, expiry, "x").duration_since(now);
+            let wait = next_attempt(now, backoff, None, 1, None, expiry, "x").duration_since(now);
             assert_eq!(wait, SignedDuration::from_secs(2));
         }
     }
@@ -548,7 +554,7 @@ mod tests {
         let next = |earlier: i64, living: Option<i64>| {
             let expiry = living.map(|secs| add(now, SignedDuration::from_secs(secs)));
             let (zero, earlier) = (Some(Duration::ZERO), Some(SignedDuration::from_secs(earlier)));
-            next_attempt(now, Backoff::Transient, earlier, zero, expiry, "x").duration_since(now).as_secs()
+            next_attempt(now, Backoff::Transient, earlier, 99, zero, expiry, "x").duration_since(now).as_secs()
         };
         assert_eq!([0, 1, 2].map(|earlier| next(earlier, None)), [1, 2, 4]);
         assert!((5..=6).contains(&next(4, None)), "no longer than the wait of its class: {}", next(4, None));

@@ -161,6 +161,15 @@ pub fn is_failing(status: &MoneyGoCredentialStatus) -> bool {
         || is_false(ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::TokenExpired.as_str())
 }
 
+/// The same, or that what had failed is being tried again with something else, while the token lives.
+#[must_use]
+pub fn was_failing(status: &MoneyGoCredentialStatus) -> bool {
+    let is_pending = condition(status, ConditionType::Refreshed).is_some_and(|refreshed| {
+        refreshed.status == State::Unknown.as_str() && refreshed.reason == Reason::Pending.as_str()
+    });
+    is_failing(status) || (is_pending && says_ready(status))
+}
+
 /// The condition that tells best what is new in a status: of `Refreshed` and `Ready`, one that says something else than before, that the
 /// token has expired before anything else, and one that is False rather than another. `None` where both say the same as before.
 #[must_use]

@@ -88,6 +88,8 @@ async fn of_an_object_that_is_being_deleted_for_long_it_is_told_that_its_token_h
     let told =
         |scene: &stage::Scene| scene.condition("payments", "Ready").filter(|ready| ready.reason == "TokenExpired");
     stage.until("the end is told", SOON * 2, told).await;
+    let refreshed = stage.scene().condition("payments", "Refreshed").unwrap();
+    assert!(refreshed.message.contains("is being deleted"), "{}", refreshed.message);
     assert_eq!(stage.grants_of("payments"), grants);
     stage.patch("payments", json!({"metadata": {"finalizers": null}})).await;
     gone(&stage, "payments").await;

@@ -129,7 +129,7 @@ async fn a_token_that_ends_before_the_secrets_can_be_listed_is_told_of() {
     limit(&stage, &["get", "watch", "create", "update"]).await;
     let operator = stage.operator().spawn();
     let told = |scene: &Scene| scene.condition("payments", "Ready").filter(|ready| ready.status == "False");
-    let ready = stage.until("the end is told", SOON * 2, told).await;
+    let ready = stage.until("the end is told", SOON * 3, told).await;
     assert_eq!(ready.reason, "SecretsUnavailable");
     stage.says("payments", "Refreshed", "False", "SecretsUnavailable").await;
     assert_eq!(stage.grants_of("payments"), grants);

@@ -221,10 +221,8 @@ impl Context {
         let earlier = o.failure.as_ref().filter(|failure| failure.is_of_an_attempt());
         let attempts = earlier.map_or(1, |failure| failure.attempts.saturating_add(1));
         let wait = earlier.and_then(|failure| failure.wait_before(reason));
-        // Nor may a token end that only has to be written.
-        let lives = [o.target.life(), o.held.as_ref().map(|held| held.issue.life)].into_iter().flatten();
-        let ends_first = lives.map(|life| life.expires_at).filter(|at| *at > o.now).min();
-        let next_attempt_at = schedule::next_attempt(o.now, backoff, wait, retry_after, ends_first, &o.owner.uid);
+        let living = o.target.life().map(|life| life.expires_at);
+        let next_attempt_at = schedule::next_attempt(o.now, backoff, wait, attempts, retry_after, living, &o.owner.uid);
         let failure = Failure { reason, message, at: o.now, attempts, next_attempt_at };
         if self.is_news(o, reason) {
             tracing::warn!(

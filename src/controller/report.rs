@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::observe::newest_version;
 use super::{
-    Context, ENDS_TOLD_AT_ONCE, FAILURES_BEFORE_REPORT, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN, WAITS_BEFORE_REPORT,
-    key_of,
+    Context, ENDS_TOLD_AT_ONCE, FAILURES_BEFORE_REPORT, LISTS_WITHIN, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN,
+    WAITS_BEFORE_REPORT, key_of,
 };
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
@@ -55,14 +55,17 @@ impl Context {
         let wanted = report.status(&before, o.now);
         self.warn_of_sharing(o);
         if wanted != before {
+            let unsaid = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid);
             match self.write_status(&o.owner, &status::patch(&version, &wanted)).await {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
                     o.version = version.clone();
                     self.remember(&o.owner, |memory| {
                         memory.status = Some((version, wanted));
-                        memory.untold = None;
-                        memory.told = None;
+                        // What came to be while it was written is still to be said.
+                        if (&memory.untold, memory.told) == (&unsaid.untold, unsaid.told) {
+                            (memory.untold, memory.told) = (None, None);
+                        }
                     });
                 }
                 Err(error) if error.is_not_found() => return Ok(Action::await_change()),
@@ -130,12 +133,13 @@ impl Context {
         }
         let has_failed = self.shared.memories.of(key, &o.owner.uid).api_failures > 0;
         let report = if o.ending {
-            match plan::account(&o) {
+            match plan::account_while_asking(&Observed { outage: false, ..o.clone() }) {
                 Plan::Rest(report, _) => Some(report),
                 _ => None,
             }
         } else if !self.caches.has_seen_secrets() {
-            plan::account_before_the_secrets(&o, unavailable("", o.now))
+            let is_late = self.opened_at.elapsed() >= LISTS_WITHIN;
+            is_late.then(|| plan::account_before_the_secrets(&o, unavailable("", o.now))).flatten()
         } else if has_failed {
             plan::account_without_secrets(&o, unavailable("", o.now))
         } else {
@@ -179,7 +183,7 @@ impl Context {
                 tracing::warn!(namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), "{}", change.message);
             }
             self.notice(o, EventReason::Failed(reason), change.message.clone());
-        } else if status::is_failing(before) && !is_failing && change.status == "True" {
+        } else if status::was_failing(before) && !is_failing && change.status == "True" {
             self.tell(o, EventReason::Recovered, format!("{}: {}", change.type_, change.message));
         } else {
             tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, reason = reason.as_str(), "{}", change.message);

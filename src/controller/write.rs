@@ -26,7 +26,7 @@ impl Context {
         let has_ended = o.target.life().is_some_and(|life| life.is_expired(o.now));
         let newest = has_ended.then(|| self.newest_of(&o.owner)).flatten().map(|(_, _, status)| status);
         let told = newest.as_ref().unwrap_or(&o.status);
-        status::is_failing(told) && told.issued_at.is_some() && !o.ending
+        status::was_failing(told) && told.issued_at.is_some() && !o.ending
     }
 
     pub(super) async fn store(&self, o: &mut Observed, held: HeldToken, sight: Sight) -> Result<Action, Error> {

@@ -366,7 +366,7 @@ async fn a_queue_that_is_closed_calls_nobody_and_ends() {
     let other = queue.admit("other", in_secs(1));
     queue.enqueue("a", in_secs(2));
     assert!(queue.grants.admit_last(&"holder").is_none(), "it waits like everyone, while the queue is open");
-    queue.grants.close();
+    queue.grants.close(Instant::now() + ANSWERS_WITHIN * 2);
     drop(other);
     (&mut queue.running).await.unwrap();
     assert_eq!(queue.called().await, Vec::<Key>::new());
@@ -375,6 +375,8 @@ async fn a_queue_that_is_closed_calls_nobody_and_ends() {
     assert!(queue.grants.admit_last(&"another").is_none(), "no more at once than ever");
     drop(last);
     assert_eq!(queue.grants.load().under_way, 1);
+    tokio::time::advance(ANSWERS_WITHIN + Duration::from_millis(1)).await;
+    assert!(queue.grants.admit_last(&"late").is_none(), "its answer would come too late");
     queue.answers(permit);
     queue.grants.run(|_| panic!("closed")).await;
 }

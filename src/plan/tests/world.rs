@@ -353,7 +353,7 @@ impl World {
             let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
             let expires_at = living.map(|life| life.expires_at);
             let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(reason));
-            let next = schedule::next_attempt(self.now, backoff, wait, None, expires_at, &self.owner.uid);
+            let next = schedule::next_attempt(self.now, backoff, wait, attempts, None, expires_at, &self.owner.uid);
             return self.fail(o, reason, attempts, next);
         }
         let credentials = self.credentials.as_ref().unwrap();
@@ -382,7 +382,7 @@ impl World {
         if self.refuses_writes {
             let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
             let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(Reason::TargetForbidden));
-            let next = schedule::next_attempt(self.now, Backoff::Transient, wait, None, None, "x");
+            let next = schedule::next_attempt(self.now, Backoff::Transient, wait, attempts, None, None, "x");
             return self.fail(o, Reason::TargetForbidden, attempts, next);
         }
         (self.held, self.attempt) = (None, None);
