@@ -69,6 +69,8 @@ const LAST_WRITES_AT_ONCE: usize = 64;
 const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
 /// Attempts to write a late token to the target of an object that is gone.
 const LAST_ATTEMPTS: usize = 3;
+/// Between two attempts to write such a token where the API server refuses it.
+const REFUSED_WRITE_RETRY: Duration = Duration::from_secs(10);
 /// How long a repeated token of which the provider says that nothing is left may still live.
 const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
@@ -375,7 +377,7 @@ impl Sight {
 }
 
 async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Error> {
-    let Some(object) = context.caches.credential(key) else { return Ok(Action::await_change()) };
+    let Some(object) = context.caches.credential(key) else { return context.deliver_left(key).await };
     let started = std::time::Instant::now();
     let span = Span::of_look(key.namespace(), key.name(), object.meta().uid.as_deref());
     let result = match object.read() {
@@ -406,8 +408,9 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
 
 /// What the API server did not do is tried again soon: a token may be waiting to be written.
 fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
-    // Of an object that is gone nothing is remembered.
-    let Some(uid) = context.caches.uid(key) else { return Action::await_change() };
+    // Of an object that is gone nothing is remembered but a token that is still to be written.
+    let left = || context.shared.memories.left(key).and_then(|left| left.uid());
+    let Some(uid) = context.caches.uid(key).or_else(left) else { return Action::await_change() };
     let failures = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
         memory.api_failures
@@ -421,7 +424,7 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
 impl Context {
     async fn pass(&self, credential: &MoneyGoCredential) -> Result<Action, Error> {
         let mut o = self.observe(credential);
-        self.remember(&o.owner, |memory| memory.passing = true);
+        self.remember(&o.owner, |memory| (memory.passing, memory.left) = (true, None));
         let mut sight = Sight::default();
         let mut permit = None;
         let mut plan = plan::plan(&o);
@@ -463,7 +466,11 @@ impl Context {
         if holds {
             let mut o = self.observe(credential);
             let sight = self.look(&mut o).await.unwrap_or_default();
-            let _ = self.deliver_to_what_remains(&mut o, sight).await;
+            let _ = self.deliver_to_what_remains(credential, &mut o, sight).await;
+            if self.shared.memories.is_holding(&key_of(&owner)) {
+                self.shared.settings.grants.forget(&key_of(&owner));
+                return true;
+            }
         }
         self.forget(&key_of(&owner));
         // Who was made anew under its name may have waited in the queue that it was just taken out of.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 
 use crate::caches::ObjectKey;
-use crate::crd::{MoneyGoCredentialStatus, Reason};
+use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::plan::Failed;
 use crate::schedule::Allowance;
 use crate::secret::{Issue, Version};
@@ -60,6 +60,8 @@ pub struct Memory {
     pub called: bool,
     /// A token that is to be written.
     pub held: Option<HeldToken>,
+    /// The object as it was last, where the watch shows it no more and a token is still to be written for it.
+    pub left: Option<Box<MoneyGoCredential>>,
     /// The last attempt that failed.
     pub attempt: Option<Attempt>,
     /// How it failed, until the status tells of it: what the API server does not take must not be asked for again and again.
@@ -87,6 +89,7 @@ impl Memory {
             passing: false,
             called: false,
             held: None,
+            left: None,
             attempt: None,
             untold: None,
             told: None,
@@ -165,6 +168,22 @@ impl Memories {
         if memory.is_blank() {
             all.remove(key);
         }
+    }
+
+    /// Keeps an object that the watch shows no more, as long as a token is held for it. Returns whether one is; the pass that is under way, if there
+    /// is one, deals with it as it ends.
+    pub fn leave(&self, key: &ObjectKey, credential: &MoneyGoCredential) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = all.get_mut(key).filter(|memory| Some(&memory.uid) == credential.metadata.uid.as_ref());
+        let holding = memory.filter(|memory| memory.held.is_some() && !memory.passing);
+        holding.map(|memory| memory.left = Some(Box::new(credential.clone()))).is_some()
+    }
+
+    /// An object that the watch shows no more, with a token that is to be written for it.
+    #[must_use]
+    pub fn left(&self, key: &ObjectKey) -> Option<MoneyGoCredential> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(key)?.left.as_deref().cloned()
     }
 
     /// Whether an object's token is not written yet.

@@ -297,7 +297,8 @@ fn decide(o: &Observed) -> Plan {
 }
 
 /// The API server refused the write, and it is not time to try again.
-fn is_write_refused(o: &Observed) -> bool {
+#[must_use]
+pub fn is_write_refused(o: &Observed) -> bool {
     o.failure.as_ref().is_some_and(|failure| is_of_the_write(failure) && failure.holds_back(o.now))
 }
 

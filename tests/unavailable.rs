@@ -118,6 +118,29 @@ async fn a_token_that_ends_while_no_secret_can_be_read_is_told_of_and_costs_none
     operator.stop().await;
 }
 
+/// Whoever looks after it from then on knows nothing of that token, and the one before it may be dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_could_not_be_written_before_its_object_left_the_selector_is_written_once_it_can() {
+    let stage = Stage::setup("left").cluster_wide().open().await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("payments", json!({})).await;
+    stage.ready("payments").await;
+    stage.call_for_secrets(targets(), &Backend::away().await).await;
+    stage.request_refresh("payments", "now").await;
+    let token = stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap().pop().unwrap().token;
+    while !operator.log().contains("trying again") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stage.patch("payments", json!({"metadata": {"labels": {"stage": "another"}}})).await;
+    // The operator has seen it go when it says something of what came later.
+    stage.credential("fence", json!({})).await;
+    stage.says("fence", "Ready", "False", "CredentialsNotFound").await;
+    stage.call_nobody().await;
+    stage.until("it is written", SOON, |scene: &Scene| (scene.token("payments")? == token).then_some(())).await;
+    assert_eq!(stage.grants_of("payments"), 2);
+    operator.stop().await;
+}
+
 /// Without the list no object is looked at, for nobody knows whose its Secret is; but what its status says must not outlive its token.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_before_the_secrets_can_be_listed_is_told_of() {

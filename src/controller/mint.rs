@@ -6,9 +6,9 @@ use futures::future::{Either, select};
 use kube::ResourceExt as _;
 
 use super::observe::held_facts;
-use super::{Context, LAST_ATTEMPTS, LAST_SECOND, Sight, WAITS_BEFORE_REPORT, key_of};
+use super::{Context, LAST_ATTEMPTS, LAST_SECOND, REFUSED_WRITE_RETRY, Sight, WAITS_BEFORE_REPORT, key_of};
 use crate::caches::{Guarded, ObjectKey};
-use crate::crd::{Reason, Resolved};
+use crate::crd::{MoneyGoCredential, Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
 use crate::memory::{Attempt, HeldToken, Told};
@@ -133,7 +133,8 @@ impl Context {
         let object = self.caches.credential(&key_of(&o.owner));
         let credential = object.and_then(Guarded::credential);
         let Some(credential) = credential.filter(|found| found.uid().as_ref() == Some(&o.owner.uid)) else {
-            return self.deliver_to_what_remains(o, sight).await;
+            // As the pass ends.
+            return Ok(Action::await_change());
         };
         o.ending = self.is_ending(&o.owner, &credential);
         match plan::plan(o) {
@@ -143,32 +144,66 @@ impl Context {
         }
     }
 
-    /// The watch shows the object no more, and nobody will call it again. If it is gone, the token goes to a retained target, or is dropped,
-    /// here and now; if it only left the label selector, its target gets it all the same, as the last from here.
-    pub(super) async fn deliver_to_what_remains(&self, o: &mut Observed, mut sight: Sight) -> Result<Action, Error> {
-        o.ending = !self.lives_unseen(&o.owner).await;
-        for _ in 0..LAST_ATTEMPTS {
-            let plan = plan::plan(o);
-            if plan != Plan::Store {
-                break;
-            }
-            match self.carry_out_at_once(o, plan, sight).await {
-                Err(error) if error.is_conflict() => sight = self.look(o).await?,
-                _ => break,
-            }
+    /// The watch shows the object no more. If it is gone, the token goes to a retained target, or is dropped; if it only left the label selector,
+    /// its target gets it all the same, as the last from here. What the API server does not do is tried again as long as the token lives.
+    pub(super) async fn deliver_to_what_remains(
+        &self,
+        credential: &MoneyGoCredential,
+        o: &mut Observed,
+        sight: Sight,
+    ) -> Result<Action, Error> {
+        let key = key_of(&o.owner);
+        let result = self.write_to_what_remains(o, sight).await;
+        if !matches!(result, Ok(false)) && self.shared.memories.is_holding(&key) {
+            self.remember(&o.owner, |memory| memory.left = Some(Box::new(credential.clone())));
+            return result.map(|_| Action::requeue(REFUSED_WRITE_RETRY));
         }
-        if self.remember(&o.owner, |memory| memory.held.take()).is_some() {
-            Self::log_dropped(&key_of(&o.owner));
+        let dropped = self.remember(&o.owner, |memory| {
+            memory.left = None;
+            memory.held.take()
+        });
+        if dropped.is_some() {
+            Self::log_dropped(&key);
         }
         Ok(Action::await_change())
     }
 
+    /// Returns whether there is something left to try.
+    async fn write_to_what_remains(&self, o: &mut Observed, mut sight: Sight) -> Result<bool, Error> {
+        o.ending = !self.lives_unseen(&o.owner).await?;
+        for _ in 0..LAST_ATTEMPTS {
+            match plan::plan(o) {
+                Plan::Store => match self.carry_out_at_once(o, Plan::Store, sight).await {
+                    Err(error) if error.is_conflict() => sight = self.look(o).await?,
+                    Err(error) => return Err(error),
+                    Ok(_) => return Ok(!o.ending),
+                },
+                Plan::Look => sight = self.look(o).await?,
+                Plan::Rest(..) => return Ok(!o.ending && plan::is_write_refused(o)),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// As [`Self::deliver_to_what_remains`], for an object that is looked at for this alone.
+    pub(super) async fn deliver_left(&self, key: &ObjectKey) -> Result<Action, Error> {
+        let Some(credential) = self.shared.memories.left(key) else { return Ok(Action::await_change()) };
+        let mut o = self.observe(&credential);
+        let sight = self.look(&mut o).await?;
+        let action = self.deliver_to_what_remains(&credential, &mut o, sight).await?;
+        if !self.shared.memories.is_holding(key) {
+            self.forget(key);
+        }
+        Ok(action)
+    }
+
     /// Whether an object that the watch does not show is there, and stays.
-    async fn lives_unseen(&self, owner: &Owner) -> bool {
-        let found = self.shared.api_server.read_any_credential(&owner.namespace, &owner.name).await;
-        let metadata = found.ok().flatten().map(|object| object.metadata);
-        metadata
-            .is_some_and(|metadata| metadata.uid.as_ref() == Some(&owner.uid) && metadata.deletion_timestamp.is_none())
+    async fn lives_unseen(&self, owner: &Owner) -> Result<bool, Error> {
+        let found = self.shared.api_server.read_any_credential(&owner.namespace, &owner.name).await?;
+        let metadata = found.map(|object| object.metadata);
+        Ok(metadata
+            .is_some_and(|metadata| metadata.uid.as_ref() == Some(&owner.uid) && metadata.deletion_timestamp.is_none()))
     }
 
     pub(super) async fn attempt_failed(

@@ -18,6 +18,7 @@ use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WAT
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
+use crate::crd::MoneyGoCredential;
 use crate::digest::DigestKey;
 use crate::error::Error;
 use crate::plan::{self, Plan};
@@ -53,12 +54,18 @@ impl Context {
             };
             // The watch shows what this process wrote: there is nothing to look at.
             let own = shown.as_ref().is_some_and(|(key, version)| self.shared.memories.wrote_status(key, version));
+            let holders = self.holders_that_may_go(&event);
             let folded = self.caches.fold_object(event);
             for key in folded.gone {
                 if self.shared.settings.leadership.is_leader() {
                     tracing::info!(namespace = %key.namespace(), name = %key.name(), reason = "Gone", "the object is gone: it gets no more tokens");
                 }
-                self.forget(&key);
+                if holders.iter().any(|holder| ObjectKey::of(holder) == key && self.shared.memories.leave(&key, holder)) {
+                    self.shared.settings.grants.forget(&key);
+                    self.call(key);
+                } else {
+                    self.forget(&key);
+                }
             }
             if let Some((key, version)) = shown {
                 self.shared.memories.shown(&key, &version);
@@ -71,6 +78,18 @@ impl Context {
             }
         })
         .await;
+    }
+
+    /// The objects that an event may take away while a token is held for them.
+    fn holders_that_may_go(&self, event: &Event<Guarded>) -> Vec<MoneyGoCredential> {
+        let memories = &self.shared.memories;
+        let keys = match event {
+            Event::Delete(object) => vec![ObjectKey::of(object)],
+            Event::InitDone => memories.holding(),
+            _ => return Vec::new(),
+        };
+        let holding = keys.into_iter().filter(|key| memories.is_holding(key));
+        holding.filter_map(|key| self.caches.credential(&key).and_then(Guarded::credential)).collect()
     }
 
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
