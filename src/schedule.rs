@@ -187,8 +187,8 @@ impl Backoff {
     }
 
     /// The wait after a failure: twice the `earlier` one, after the failure of this kind before it, within the class's bounds, jittered by up
-    /// to a fifth. What was tried in haste, for a token that was about to end, makes no later wait longer; nor does a
-    /// wait that the endpoint asked for: `attempts` failures in a row, this one among them, double it once less than that.
+    /// to a fifth. A wait that the endpoint asked for makes no later one longer: `attempts` failures in a row, this one among
+    /// them, double it once less than that.
     #[must_use]
     pub fn wait(self, earlier: Option<SignedDuration>, attempts: i32, seed: &str, now: Timestamp) -> SignedDuration {
         let (shortest, longest) = self.bounds();

@@ -100,11 +100,24 @@ impl Failure {
         self.reason != Reason::SecretsUnavailable
     }
 
-    /// How long was waited after this one, where one for `reason` is of its kind, and is waited for twice as long.
+    /// How long was waited after this one, where one for `reason` is of its kind, and is waited for twice as long. `status` is what was told then, and
+    /// `ended_at` when the token ends that was there: what was tried in haste, for its sake, counts for half of the time since it began to fail,
+    /// as waits that double would.
     #[must_use]
-    pub fn wait_before(&self, reason: Reason) -> Option<SignedDuration> {
+    pub fn wait_before(
+        &self,
+        reason: Reason,
+        status: &MoneyGoCredentialStatus,
+        ended_at: Option<Timestamp>,
+    ) -> Option<SignedDuration> {
         let is_alike = kind_of(self.reason) == kind_of(reason);
-        (self.is_of_an_attempt() && is_alike).then(|| self.next_attempt_at.duration_since(self.at))
+        if !self.is_of_an_attempt() || !is_alike {
+            return None;
+        }
+        let hurried = ended_at.is_some_and(|at| self.at < at);
+        let lasted = failing_since(status).filter(|_| hurried).map(|since| self.next_attempt_at.duration_since(since));
+        let wait = self.next_attempt_at.duration_since(self.at);
+        Some(lasted.map_or(wait, |lasted| wait.max(lasted / 2)))
     }
 
     /// With times that people can read.
@@ -113,6 +126,11 @@ impl Failure {
         let (at, next_attempt_at) = (schedule::floor_millis(self.at), schedule::floor_millis(self.next_attempt_at));
         Self { at, next_attempt_at, ..self }
     }
+}
+
+fn failing_since(status: &MoneyGoCredentialStatus) -> Option<Timestamp> {
+    let refreshed = condition(status, ConditionType::Refreshed)?;
+    (refreshed.status == State::False.as_str()).then_some(refreshed.last_transition_time.0)
 }
 
 /// What says nothing of one another: how long to wait for a person says nothing of how long to wait for an endpoint.

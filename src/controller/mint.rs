@@ -255,8 +255,8 @@ impl Context {
     ) -> Result<Action, Error> {
         let earlier = o.failure.as_ref().filter(|failure| failure.is_of_an_attempt());
         let attempts = earlier.map_or(1, |failure| failure.attempts.saturating_add(1));
-        let wait = earlier.and_then(|failure| failure.wait_before(reason));
         let living = o.target.life().map(|life| life.expires_at);
+        let wait = earlier.and_then(|failure| failure.wait_before(reason, &o.status, living));
         let next_attempt_at = schedule::next_attempt(o.now, backoff, wait, attempts, retry_after, living, &o.owner.uid);
         let failure = Failure { reason, message, at: o.now, attempts, next_attempt_at };
         if self.is_news(o, reason) {

@@ -352,7 +352,7 @@ impl World {
         if reason != Reason::Succeeded {
             let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
             let expires_at = living.map(|life| life.expires_at);
-            let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(reason));
+            let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(reason, &o.status, expires_at));
             let next = schedule::next_attempt(self.now, backoff, wait, attempts, None, expires_at, &self.owner.uid);
             return self.fail(o, reason, attempts, next);
         }
@@ -381,7 +381,8 @@ impl World {
         let (token, issue, _) = self.held.clone().unwrap();
         if self.refuses_writes {
             let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
-            let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(Reason::TargetForbidden));
+            let wait =
+                o.failure.as_ref().and_then(|failure| failure.wait_before(Reason::TargetForbidden, &o.status, None));
             let next = schedule::next_attempt(self.now, Backoff::Transient, wait, attempts, None, None, "x");
             return self.fail(o, Reason::TargetForbidden, attempts, next);
         }

@@ -322,7 +322,7 @@ impl Turn<'_> {
     fn fail(&mut self, mut o: Observed, reason: Reason, backoff: Backoff) {
         let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts.saturating_add(1));
         let living = o.target.life().map(|life| life.expires_at);
-        let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(reason));
+        let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(reason, &o.status, living));
         let next_attempt_at = schedule::next_attempt(o.now, backoff, wait, attempts, None, living, &o.owner.uid);
         let failure =
             Failure { reason, message: String::new(), at: o.now, attempts, next_attempt_at }.in_milliseconds();
