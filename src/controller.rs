@@ -49,8 +49,8 @@ const CONCURRENCY_OF_WHAT_HANGS: usize = 32;
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 /// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
 const FAILURES_BEFORE_REPORT: u32 = 4;
-/// A pass that can says within this time that a token has ended.
-const PASSES_TELL_WITHIN: Duration = Duration::from_secs(5);
+/// A pass that can says within this time that a token has ended, and what the API server answered: one that fails is repeated within ten seconds.
+const PASSES_TELL_WITHIN: Duration = Duration::from_secs(15);
 /// The first list of the Secrets is done by then, or cannot be had.
 const LISTS_WITHIN: Duration = Duration::from_secs(30);
 /// Of those that none did, so many are told of at a heartbeat.
