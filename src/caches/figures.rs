@@ -61,8 +61,9 @@ impl Figures {
     /// Whether the object is said to be ready, and its token to have ended by then.
     #[must_use]
     pub fn is_ready_past(&self, moment: Timestamp) -> bool {
-        let is_ready = self.states.first() == Some(&Some(State::True));
-        is_ready && self.expires_at().is_some_and(|at| i64::from(at) < moment.as_second())
+        let has_ended = self.expires_at().is_some_and(|at| i64::from(at) < moment.as_second());
+        let is_ready = |(kind, state, _)| (kind, state) == (ConditionType::Ready, State::True);
+        has_ended && self.conditions().any(is_ready)
     }
 
     /// When the next token is asked for, in Unix seconds; not while the object is suspended.

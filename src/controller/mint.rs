@@ -154,8 +154,7 @@ impl Context {
     ) -> Result<Action, Error> {
         let key = key_of(&o.owner);
         let result = self.write_to_what_remains(o, sight).await;
-        if !matches!(result, Ok(false)) && self.shared.memories.is_holding(&key) {
-            self.remember(&o.owner, |memory| memory.left = Some(Box::new(credential.clone())));
+        if !matches!(result, Ok(false)) && self.shared.memories.leave(&key, credential) {
             return result.map(|_| Action::requeue(REFUSED_WRITE_RETRY));
         }
         let dropped = self.remember(&o.owner, |memory| {
