@@ -37,6 +37,7 @@ use crate::lease::Leadership;
 use crate::memory::{Memories, Memory};
 use crate::plan::{self, Observed, Plan};
 use crate::secret::{self, Owner, Version};
+use crate::status;
 use crate::telemetry::{Metrics, Probes};
 use crate::traces::Span;
 use crate::work::{Action, Work};
@@ -418,7 +419,8 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     if failures == 1 && !error.is_conflict() {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
-    Action::requeue(Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10)))
+    let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10));
+    Action::requeue(context.lives_for(key).map_or(wait, |left| wait.min(left)))
 }
 
 impl Context {
@@ -576,6 +578,14 @@ impl Context {
             let wait = at.duration_since(now).max(SignedDuration::ZERO);
             Action::requeue(Duration::try_from(wait).unwrap_or_default().min(longest))
         })
+    }
+
+    /// How long a token of which people are told still lives: that it has ended is told at that moment, whatever keeps the next one from coming.
+    fn lives_for(&self, key: &ObjectKey) -> Option<Duration> {
+        let credential = self.caches.credential(key).and_then(Guarded::credential)?;
+        let (_, _, status) = self.newest_of(&owner_of(&credential))?;
+        let left = status.expires_at.filter(|_| status::says_ready(&status))?.duration_since(self.now());
+        Duration::try_from(left).ok().filter(|left| !left.is_zero())
     }
 
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {

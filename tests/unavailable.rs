@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use moneygo_controlplane::Access;
+use moneygo_operator::crd::MoneyGoCredential;
 use serde_json::json;
 use stage::{Backend, SOON, Scene, Stage, condition};
 
@@ -34,6 +35,23 @@ async fn with_a_token_that_ends(stage: &Stage, name: &str) {
     stage.moneygo.set_expires_in_of(name, Some(SECOND));
 }
 
+/// Its token has expired, and the API server's answer is told, though not with the same write: the end may be found before another is asked for.
+async fn says_why_it_expired(stage: &Stage, answer: &str) -> MoneyGoCredential {
+    let object = stage.says("payments", "Refreshed", "False", "SecretsUnavailable").await;
+    let of = |kind| condition(&object, kind).unwrap();
+    assert_eq!((of("Ready").status.as_str(), of("Ready").reason.as_str()), ("False", "TokenExpired"));
+    assert!(of("Refreshed").message.contains(answer), "{}", of("Refreshed").message);
+    object
+}
+
+/// Attempts that fail do not put it off: by then the next one is some three seconds away. A condition's time has whole seconds.
+fn is_told_as_it_ends(stage: &Stage, object: &MoneyGoCredential) {
+    let ended = stage.moneygo.grants_of("payments")[0].expires;
+    let told = std::time::SystemTime::from(condition(object, "Ready").unwrap().last_transition_time.0);
+    let late = told.duration_since(ended).unwrap_or_default();
+    assert!(late < Duration::from_secs(2), "told {late:?} after the end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_while_no_secret_can_be_written_is_told_of_and_costs_one_grant() {
     let stage = Stage::new("unwritable").await;
@@ -43,15 +61,9 @@ async fn a_token_that_ends_while_no_secret_can_be_written_is_told_of_and_costs_o
     // A first token is told of, too.
     stage.subscribe("new", json!({})).await;
 
-    let object = stage.says("payments", "Ready", "False", "TokenExpired").await;
-    let refreshed = condition(&object, "Refreshed").unwrap();
-    assert_eq!((refreshed.status.as_str(), refreshed.reason.as_str()), ("False", "SecretsUnavailable"));
-    assert!(refreshed.message.contains("HTTP 500"), "{}", refreshed.message);
+    let object = says_why_it_expired(&stage, "HTTP 500").await;
     assert_eq!(condition(&object, "Stalled").unwrap().status, "False");
-    let ended = stage.moneygo.grants_of("payments")[0].expires;
-    let told = std::time::SystemTime::from(condition(&object, "Ready").unwrap().last_transition_time.0);
-    let late = told.duration_since(ended).unwrap_or_default();
-    assert!(late < Duration::from_secs(12), "told {late:?} after the end: it is tried again within ten seconds");
+    is_told_as_it_ends(&stage, &object);
     stage.says("new", "Ready", "False", "SecretsUnavailable").await;
 
     stage.call_nobody().await;
@@ -98,10 +110,8 @@ async fn a_token_that_ends_while_no_secret_can_be_read_is_told_of_and_costs_none
     limit(&stage, &["list", "watch", "create", "update"]).await;
     stage.subscribe("new", json!({})).await;
 
-    let object = stage.says("payments", "Ready", "False", "TokenExpired").await;
-    let refreshed = condition(&object, "Refreshed").unwrap();
-    assert_eq!(refreshed.reason, "SecretsUnavailable");
-    assert!(refreshed.message.contains("HTTP 403"), "{}", refreshed.message);
+    let object = says_why_it_expired(&stage, "HTTP 403").await;
+    is_told_as_it_ends(&stage, &object);
     stage.says("new", "Ready", "False", "SecretsUnavailable").await;
     assert_eq!(stage.moneygo.request_count_of("new"), 0);
     // The refresh may have come just before the rights went.
