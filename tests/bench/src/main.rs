@@ -72,7 +72,7 @@ enum Command {
         #[arg(long)]
         into: PathBuf,
     },
-    /// Measure fillings of the operator, the floor and External Secrets, and write performance/peer.json and performance.md
+    /// Measure fillings and restarts of the operator, the floor and External Secrets, and write performance/peer.json and performance.md
     Peer {
         /// The operator's program
         #[arg(long)]

@@ -14,6 +14,7 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::fill::{Filling, longest_pause};
+use crate::restart::{Settled, restart_peer};
 use crate::subject::{Subject, Who};
 use crate::world::{Rights, World, client_of, credentials_of, each, post, target_of};
 
@@ -40,11 +41,11 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Fills a world of its own with as many objects as that, `concurrency` at once, and ends it.
+    /// Fills a world of its own with as many objects as that, `concurrency` at once; is then started anew so many times; and ends it.
     ///
     /// # Errors
     /// If it cannot be run, or they are not all served in time.
-    pub async fn fill(&self, objects: usize, concurrency: usize) -> Result<Filling> {
+    pub async fn fill(&self, objects: usize, concurrency: usize, restarts: usize) -> Result<(Filling, Vec<Settled>)> {
         let world = World::start(Rights::All).await?;
         let bundle = std::fs::read_to_string(&self.crds).context("the peer's CRDs cannot be read")?;
         for definition in serde_yaml::Deserializer::from_str(&bundle) {
@@ -55,8 +56,13 @@ impl Peer {
         }
         populate(&world, objects).await?;
         let filling = serve(&world, &self.program, objects, concurrency).await?;
+        let mut restarted = Vec::new();
+        for _ in 0..restarts {
+            let who = Who::Peer { program: &self.program, concurrency };
+            restarted.push(restart_peer(&world, &who).await?);
+        }
         world.end().await?;
-        Ok(filling)
+        Ok((filling, restarted))
     }
 }
 

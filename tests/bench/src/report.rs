@@ -203,7 +203,7 @@ fn memory(results: &Results) -> String {
     }
     let again = |of: fn(&crate::restart::Restart) -> u64| megabytes(results.restarts.iter().map(of).collect());
     let name = format!("{} objects, after a restart", results.sizes.1);
-    rows.push(vec![name, again(|restart| restart.resident_bytes), again(|restart| restart.peak_bytes)]);
+    rows.push(vec![name, again(|restart| restart.whole.resident_bytes), again(|restart| restart.whole.peak_bytes)]);
     for foreign in &results.foreign {
         let beside = format!("{} objects", results.sizes.0);
         let name = format!("{beside} beside {} foreign Secrets of {} bytes", foreign.count, foreign.bytes);
@@ -226,9 +226,9 @@ fn events(results: &Results) -> String {
     add("start to ready without objects, ms".into(), spread(results.empty.iter().map(|empty| empty.ready_millis)));
     add(format!("restart at {main}: ready, ms"), restart(|restart| restart.ready_millis));
     add("… a bare client that lists the same, ms".into(), spread(results.bare_lists.clone()));
-    add(format!("restart at {main}: steady, ms"), restart(|restart| restart.steady_millis));
-    add(format!("restart at {main}: CPU, ms"), restart(|restart| restart.cpu_millis));
-    add(format!("restart at {main}: grants"), restart(|restart| real(restart.grants)));
+    add(format!("restart at {main}: steady, ms"), restart(|restart| restart.whole.steady_millis));
+    add(format!("restart at {main}: CPU, ms"), restart(|restart| restart.whole.cpu_millis));
+    add(format!("restart at {main}: grants"), restart(|restart| real(restart.whole.grants)));
     add(format!("idle at {main}: seconds"), idle(|idling| idling.seconds));
     add(format!("idle at {main}: % of a core"), idle(|idling| idling.core_share * 100.0));
     if let Some(failovers) = &results.failovers {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures::future::try_join;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::params::ListParams;
@@ -13,10 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::fill::of_verbs;
 use crate::subject::{Subject, Who};
-use crate::world::{Counts, World};
+use crate::world::{Counts, Tail, World};
 
-/// How long it is looked at.
+/// It is looked at for this long, and again for as long until it was at rest for `QUIET`.
 const LOOK: Duration = Duration::from_secs(6);
+const QUIET: Duration = Duration::from_secs(3);
+/// The peer reads every Secret again.
+const REST_LIMIT: Duration = Duration::from_mins(5);
 const POLL: Duration = Duration::from_millis(20);
 /// At rest is who uses, from then on, at most so much in each such time: two of the kernel's ticks, that is.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -30,7 +33,15 @@ const PAGE: u32 = 500;
 pub struct Restart {
     /// From the start of the process to a ready probe, in milliseconds.
     pub ready_millis: f64,
-    /// From there to when it was at rest for good.
+    /// Until it was at rest.
+    #[serde(flatten)]
+    pub whole: Settled,
+}
+
+/// What whoever was started took to come to rest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Settled {
+    /// From the start of the process to when it was at rest for good, in milliseconds.
     pub steady_millis: f64,
     /// CPU until the end of the look, in milliseconds.
     pub cpu_millis: f64,
@@ -54,20 +65,56 @@ pub struct Restart {
 /// If it does not become ready.
 pub async fn restart(world: &World, who: &Who<'_>) -> Result<(Subject, Restart)> {
     world.rest().await?;
-    let (mut tail, grants) = (world.tail()?, world.moneygo.request_count());
+    let before = Before::of(world)?;
     let mut subject = Subject::start(world, who)?;
-    let started = Instant::now();
-    let ready = subject.ready().await?;
-    let mut samples = Vec::new();
-    while started.elapsed() < LOOK {
-        samples.push((started.elapsed(), subject.usage()?.cpu));
-        tokio::time::sleep(POLL).await;
+    let ready = subject.ready().await?.as_secs_f64() * 1000.0;
+    let whole = settled(world, &subject, before).await?;
+    let whole = Settled { steady_millis: whole.steady_millis.max(ready), ..whole };
+    Ok((subject, Restart { ready_millis: ready, whole }))
+}
+
+/// Starts the peer, which does not say when it is ready, in a world that it has served.
+///
+/// # Errors
+/// If it does not come to rest.
+pub async fn restart_peer(world: &World, who: &Who<'_>) -> Result<Settled> {
+    world.rest().await?;
+    let before = Before::of(world)?;
+    let subject = Subject::start(world, who)?;
+    let whole = settled(world, &subject, before).await?;
+    subject.kill()?;
+    Ok(whole)
+}
+
+/// What there was before a start.
+struct Before<'a> {
+    tail: Tail<'a>,
+    grants: usize,
+    started: Instant,
+}
+
+impl<'a> Before<'a> {
+    fn of(world: &'a World) -> Result<Self> {
+        Ok(Self { tail: world.tail()?, grants: world.moneygo.request_count(), started: Instant::now() })
+    }
+}
+
+async fn settled(world: &World, subject: &Subject, before: Before<'_>) -> Result<Settled> {
+    let Before { mut tail, grants, started } = before;
+    let mut samples: Vec<(Duration, Duration)> = Vec::new();
+    let mut until = Duration::ZERO;
+    while until.saturating_sub(steady_from(&samples)) < QUIET {
+        ensure!(until < REST_LIMIT, "it does not come to rest:\n{}", subject.last_words());
+        until += LOOK;
+        while started.elapsed() < until {
+            samples.push((started.elapsed(), subject.usage()?.cpu));
+            tokio::time::sleep(POLL).await;
+        }
     }
     tail.follow()?;
     let usage = subject.usage()?;
-    let restart = Restart {
-        ready_millis: ready.as_secs_f64() * 1000.0,
-        steady_millis: steady_from(&samples).max(ready).as_secs_f64() * 1000.0,
+    Ok(Settled {
+        steady_millis: steady_from(&samples).as_secs_f64() * 1000.0,
         cpu_millis: usage.cpu.as_secs_f64() * 1000.0,
         resident_bytes: usage.resident,
         peak_bytes: usage.peak,
@@ -75,8 +122,7 @@ pub async fn restart(world: &World, who: &Who<'_>) -> Result<(Subject, Restart)>
         writes: of_verbs(&tail.counts, &["create", "update", "patch", "delete"]),
         reads: of_verbs(&tail.counts, &["get"]),
         requests: tail.counts,
-    };
-    Ok((subject, restart))
+    })
 }
 
 /// As much of a page as leads to the next.

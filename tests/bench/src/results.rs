@@ -12,7 +12,7 @@ use crate::idle::Idling;
 use crate::machine::Machine;
 use crate::memory::{Empty, Foreign};
 use crate::reactions::Change;
-use crate::restart::Restart;
+use crate::restart::{Restart, Settled};
 use crate::stats::Spread;
 
 /// The results of one run.
@@ -47,6 +47,9 @@ pub struct Results {
     pub foreign: Vec<Foreign>,
     /// Starts beside `sizes.1` objects.
     pub restarts: Vec<Restart>,
+    /// The peer's starts beside as many, of a run beside it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_restarts: Vec<Settled>,
     /// What a bare client takes to list the same, in milliseconds.
     #[serde(default)]
     pub bare_lists: Vec<f64>,

@@ -25,6 +25,15 @@ pub struct Run<'a> {
     pub results: Results,
 }
 
+/// What is measured in a world that the operator has filled.
+#[derive(Clone, Copy)]
+enum Then {
+    Nothing,
+    /// In the main world, as of the peer.
+    Restarts,
+    Everything,
+}
+
 impl<'a> Run<'a> {
     /// Begins one.
     ///
@@ -51,20 +60,21 @@ impl<'a> Run<'a> {
         for (objects, repeats) in self.plan.fillings {
             for repeat in 0..*repeats {
                 let what = format!("filling {objects}, {} of {repeats}", repeat + 1);
-                self.both_fill(&what, *objects, repeat + 1 == *repeats).await;
+                let then = if repeat + 1 == *repeats { Then::Everything } else { Then::Nothing };
+                self.both_fill(&what, *objects, then).await;
             }
         }
         self.results.seconds = self.began.elapsed().as_secs_f64();
     }
 
-    /// Measures fillings alone, of the floor, the operator and the peer in turns.
+    /// Measures fillings and restarts alone, of the floor, the operator and the peer in turns.
     pub async fn beside(&mut self, peer: &Peer) {
         let found = self.best_concurrency().await;
         self.note("the floor's best concurrency", found);
         for (objects, repeats) in self.plan.fillings {
             for repeat in 0..*repeats {
                 let what = format!("filling {objects}, {} of {repeats}", repeat + 1);
-                self.both_fill(&what, *objects, false).await;
+                self.both_fill(&what, *objects, Then::Restarts).await;
                 let found = self.peer_fills(peer, *objects).await;
                 self.note(&format!("{what}, the peer"), found);
             }
@@ -131,29 +141,38 @@ impl<'a> Run<'a> {
         world.end().await
     }
 
-    async fn operator_fills(&mut self, objects: usize, last: bool) -> Result<()> {
+    async fn operator_fills(&mut self, objects: usize, then: Then) -> Result<()> {
         let (world, subject, filling) = self.filled("the operator", &self.open(), objects).await?;
         self.results.fillings.entry(objects).or_default().operator.push(filling);
-        if last && objects == self.plan.small {
-            self.in_small_world(&world, subject).await;
-        } else if last && objects == self.plan.main {
-            self.in_main_world(&world, subject).await;
+        match then {
+            Then::Everything if objects == self.plan.small => self.in_small_world(&world, subject).await,
+            Then::Everything if objects == self.plan.main => self.in_main_world(&world, subject).await,
+            Then::Restarts if objects == self.plan.main => {
+                subject.stop().await?;
+                self.restarts(&world).await?;
+            }
+            _ => {}
         }
         world.end().await
     }
 
-    async fn both_fill(&mut self, what: &str, objects: usize, last: bool) {
+    async fn both_fill(&mut self, what: &str, objects: usize, then: Then) {
         let found = self.floor_fills(objects).await;
         self.note(&format!("{what}, the floor"), found);
-        let found = self.operator_fills(objects, last).await;
+        let found = self.operator_fills(objects, then).await;
         self.note(what, found);
     }
 
     async fn peer_fills(&mut self, peer: &Peer, objects: usize) -> Result<()> {
         self.say(&format!("filling {objects}: the peer"));
-        let filling = peer.fill(objects, self.results.concurrency).await?;
+        let restarts = if objects == self.plan.main { self.plan.rounds } else { 0 };
+        let (filling, restarted) = peer.fill(objects, self.results.concurrency, restarts).await?;
         self.say(&format!("  {:.0} tokens a second, {} requests for tokens", filling.rate(), filling.grants));
+        for start in &restarted {
+            self.say(&format!("  a restart: steady after {:.0} ms", start.steady_millis));
+        }
         self.results.peer.entry(objects).or_default().push(filling);
+        self.results.peer_restarts.extend(restarted);
         Ok(())
     }
 
@@ -258,7 +277,8 @@ impl<'a> Run<'a> {
                 self.bare_lists(world).await?;
             }
             let (subject, found) = restart::restart(world, &self.open()).await?;
-            self.say(&format!("a restart: ready in {:.0} ms", found.ready_millis));
+            let (ready, steady) = (found.ready_millis, found.whole.steady_millis);
+            self.say(&format!("a restart: ready in {ready:.0} ms, steady after {steady:.0}"));
             self.results.restarts.push(found);
             subject.stop().await?;
             if round % 2 == 1 {

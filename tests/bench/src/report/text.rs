@@ -66,7 +66,8 @@ A run of its own, of {date}: `cargo xtask bench --peer`, with External Secrets 2
 floor tells; operator, floor and peer took turns on it. For each client the peer has
 the Secret with the client's id and secret, a `Webhook` generator that posts them, and an `ExternalSecret` that is refreshed every 20 days, all in one
 namespace: reconciles share one generator, and in several namespaces look for a client's Secret in each other's. It reconciles as many at once as the
-floor, with no limit on its requests of the API server. The time runs to its last write, as it does for the others.
+floor, with no limit on its requests of the API server. The time runs to its last write, as it does for the others. Then operator and peer are started
+anew in the worlds that they have filled, and are steady as told below.
 
 ";
 
