@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt as _, stream};
 use kube::ResourceExt as _;
 use kube::api::DynamicObject;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use moneygo_operator::crd::{MoneyGoCredential, MoneyGoCredentialStatus, annotation};
+use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -30,12 +30,15 @@ const TIMEOUT: Duration = Duration::from_mins(1);
 /// And by how many objects a second the operator gets on: half of what its limiter allows where nobody sets it.
 const PACE: usize = 10;
 
+/// What was in the operator's way before is believed after this long: it may have been taken away just before the request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// An object that waits for its token.
 struct Waiting {
     /// As it was when the token was asked for.
     before: MoneyGoCredential,
-    /// What it said of itself when the watch saw it last.
-    status: Option<MoneyGoCredentialStatus>,
+    /// As the watch saw it last.
+    now: MoneyGoCredential,
     request: String,
 }
 
@@ -72,7 +75,7 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
     let timeout = wanted.timeout.unwrap_or_else(|| timeout_for(waiting.len()));
     follow(std::pin::pin!(events), &mut waiting, Instant::now() + timeout, &mut report).await?;
     for (key, one) in &waiting {
-        report.tell(key, &Outcome::unanswered(one.status.as_ref(), timeout));
+        report.tell(key, &Outcome::unanswered(one.now.status.as_ref(), timeout));
     }
     Ok(report.verdict())
 }
@@ -90,13 +93,25 @@ async fn follow(
 ) -> anyhow::Result<()> {
     let mut spinner = Spinner::new();
     let mut paces = tokio::time::interval(Spinner::PACE);
+    let patience = Instant::now() + PATIENCE;
+    let mut patient = true;
     while !waiting.is_empty() {
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => break,
+            () = tokio::time::sleep_until(patience), if patient => {
+                patient = false;
+                let judged = waiting.iter().map(|(key, one)| (key.clone(), judge(&one.before, &one.request, &one.now, false)));
+                let answered: Vec<_> = judged.filter_map(|(key, outcome)| Some((key, outcome?))).collect();
+                for (key, outcome) in answered {
+                    waiting.remove(&key);
+                    spinner.clear();
+                    report.tell(&key, &outcome);
+                }
+            }
             _ = paces.tick() => spinner.turn(&waits(waiting, deadline)),
             event = events.next() => {
                 let Some(event) = event else { bail!("the watch of the objects ended") };
-                if let Some((key, outcome)) = answer(event?, waiting) {
+                if let Some((key, outcome)) = answer(event?, waiting, patient) {
                     waiting.remove(&key);
                     spinner.clear();
                     report.tell(&key, &outcome);
@@ -108,7 +123,7 @@ async fn follow(
 }
 
 /// What an event tells of an object that waits.
-fn answer(event: Event, waiting: &mut BTreeMap<Key, Waiting>) -> Option<(Key, Outcome)> {
+fn answer(event: Event, waiting: &mut BTreeMap<Key, Waiting>, patient: bool) -> Option<(Key, Outcome)> {
     let (object, is_gone) = match event {
         Event::Apply(object) | Event::InitApply(object) => (cluster::read(object), false),
         Event::Delete(object) => (cluster::read(object), true),
@@ -116,8 +131,8 @@ fn answer(event: Event, waiting: &mut BTreeMap<Key, Waiting>) -> Option<(Key, Ou
     };
     let key = key(&object);
     let one = waiting.get_mut(&key)?;
-    let outcome = if is_gone { Some(Outcome::Gone) } else { judge(&one.before, &one.request, &object) };
-    one.status = object.status;
+    let outcome = if is_gone { Some(Outcome::Gone) } else { judge(&one.before, &one.request, &object, patient) };
+    one.now = object;
     Some((key, outcome?))
 }
 
@@ -151,7 +166,7 @@ async fn request(cluster: &Cluster, objects: Vec<MoneyGoCredential>) -> anyhow::
         let request = cluster::now().to_string();
         let patch = json!({"metadata": {"annotations": {annotation::REFRESH_REQUESTED: request}}});
         let patched = cluster.patch(&before, patch).await;
-        (key(&before), patched.map(|now| Waiting { before, status: now.status, request }))
+        (key(&before), patched.map(|now| Waiting { before, now, request }))
     });
     let asked: Vec<_> = stream::iter(asking).buffer_unordered(CONCURRENCY).collect().await;
     let (mut waiting, mut refused, mut first) = (BTreeMap::new(), Vec::new(), None);
@@ -297,10 +312,10 @@ mod tests {
             serde_json::from_value::<DynamicObject>(object).unwrap()
         };
         let before = cluster::read(seen("before"));
-        let one = Waiting { status: before.status.clone(), before, request: "r".to_owned() };
+        let one = Waiting { now: before.clone(), before, request: "r".to_owned() };
         let mut waiting = BTreeMap::from([(key(&one.before), one)]);
-        assert!(answer(Event::Apply(seen("after")), &mut waiting).is_none(), "an outage ends");
-        let status = waiting.values().next().unwrap().status.as_ref();
+        assert!(answer(Event::Apply(seen("after")), &mut waiting, true).is_none(), "an outage ends");
+        let status = waiting.values().next().unwrap().now.status.as_ref();
         let told = Outcome::unanswered(status, TIMEOUT).words(cluster::now());
         assert!(told.contains("it says EndpointUnavailable: after"), "{told}");
     }

@@ -36,9 +36,10 @@ const OBSTACLES: [Reason; 7] = [
     Reason::InvalidSpec,
 ];
 
-/// What the object, as it is now, tells of a request; `before` is what it was as the request was made. `None`: nothing yet.
+/// What the object, as it is now, tells of a request; `before` is what it was as the request was made. `None`: nothing yet. What was in the way
+/// before, and may have been taken out of it just now, is no answer to who is `patient`: of that nothing is said until a token is there.
 #[must_use]
-pub fn judge(before: &MoneyGoCredential, request: &str, now: &MoneyGoCredential) -> Option<Outcome> {
+pub fn judge(before: &MoneyGoCredential, request: &str, now: &MoneyGoCredential, patient: bool) -> Option<Outcome> {
     let status = now.status.as_ref();
     if status.and_then(|status| status.last_handled_refresh.as_deref()) == Some(request) {
         let (expires_at, refresh_at) = status.map_or((None, None), |status| (status.expires_at, status.refresh_at));
@@ -56,6 +57,8 @@ pub fn judge(before: &MoneyGoCredential, request: &str, now: &MoneyGoCredential)
     let is_new = attempt(Some(status)).is_some() && attempt(Some(status)) != attempt(before.status.as_ref());
     let stands = status.observed_generation == now.metadata.generation
         && Reason::of(&failed.0).is_some_and(|reason| OBSTACLES.contains(&reason));
+    let stood_before = before.status.as_ref().and_then(failure).is_some_and(|(reason, _)| reason == failed.0);
+    let stands = stands && !(patient && stood_before);
     let (reason, message) = failed;
     (is_new || stands).then_some(Outcome::Failed { reason, message, next_attempt_at: status.next_attempt_at })
 }
@@ -139,7 +142,8 @@ mod tests {
             Some(Outcome::Failed { reason: reason.to_owned(), message: "m".to_owned(), next_attempt_at: None })
         };
         let before = object(false, failing("InvalidClient", EARLY, 2));
-        let judge = |now: &MoneyGoCredential| judge(&before, "new", now);
+        let judge_as = |now: &MoneyGoCredential, patient| super::judge(&before, "new", now, patient);
+        let judge = |now: &MoneyGoCredential| judge_as(now, true);
 
         assert_eq!(judge(&before), None, "the old failure is no answer");
         assert_eq!(judge(&object(false, failing("InvalidClient", LATE, 2))), failed("InvalidClient"));
@@ -150,6 +154,12 @@ mod tests {
         assert_eq!(judge(&object(true, json!({}))), Some(Outcome::Suspended));
         let done = object(false, json!({"lastHandledRefresh": "new"}));
         assert_eq!(judge(&done), Some(Outcome::Refreshed { expires_at: None, refresh_at: None }));
+        let blocked = object(false, failing("CredentialsNotFound", None, 2));
+        let after = |before: &MoneyGoCredential, patient| super::judge(before, "new", &blocked, patient);
+        assert_eq!(after(&before, true), failed("CredentialsNotFound"), "it is new");
+        assert_eq!(after(&blocked, true), None, "it may have been taken away just now");
+        assert_eq!(after(&blocked, false), failed("CredentialsNotFound"), "it stays");
+        assert_eq!(judge_as(&before, false), None, "nor is the old failure after a while");
         let mut anew = object(false, json!({}));
         anew.metadata.uid = Some("v".to_owned());
         assert_eq!(judge(&anew), Some(Outcome::Gone));

@@ -3,7 +3,8 @@
 use jiff::SignedDuration;
 use kube::ResourceExt as _;
 use moneygo_operator::crd::{MoneyGoCredentialStatus, Reason, Resolved, annotation};
-use moneygo_operator::secret::{self, Claim, Facts as Meta, Owner, Seal, winner};
+use moneygo_operator::secret::{self, Claim, FIELD_MANAGER, Facts as Meta, Owner, Seal, winner};
+use moneygo_operator::status::says_ready;
 
 use super::Walk;
 use crate::doctor::facts::{Lookup, Neighbour, Target};
@@ -147,8 +148,10 @@ impl Walk<'_> {
 
     fn content(&self, spec: &Resolved, target: &Target, metadata: &Meta, findings: &mut Vec<Finding>) {
         let edited = match &metadata.seal {
-            Seal::Broken(manager) => Some(manager.clone().unwrap_or_else(|| "somebody".to_owned())),
-            Seal::Intact | Seal::Unknown => None,
+            Seal::Broken(manager) if !self.was_found_good(target, metadata, manager.as_deref()) => {
+                Some(manager.clone().unwrap_or_else(|| "somebody".to_owned()))
+            }
+            Seal::Broken(_) | Seal::Intact | Seal::Unknown => None,
         };
         let wrote_token = metadata.marks.applied.is_some() || metadata.marks.life.is_some();
         if !wrote_token {
@@ -182,6 +185,20 @@ impl Walk<'_> {
                 ),
             ));
         }
+    }
+
+    /// Whether the operator has written the Secret since, and left the token in it: that of a backup which was restored, by its digest.
+    fn was_found_good(&self, target: &Target, metadata: &Meta, manager: Option<&str>) -> bool {
+        let last_of = |manager: Option<&str>| {
+            let entries = target.metadata.managed_fields.iter().flatten();
+            let times = entries.filter(|entry| entry.manager.as_deref() == manager);
+            times.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max()
+        };
+        let status = self.status();
+        let told = status.issued_at;
+        let is_told_of = told.is_some() && told == metadata.marks.life.map(|life| life.issued_at);
+        let was_written_since = last_of(Some(FIELD_MANAGER)) >= last_of(manager) && last_of(manager).is_some();
+        is_told_of && was_written_since && says_ready(&status)
     }
 
     fn refused_writes(&self, spec: &Resolved, findings: &mut Vec<Finding>) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use moneygo_operator::crd::MoneyGoCredential;
 use serde_json::{Value, json};
 
@@ -298,7 +299,21 @@ fn the_token() {
     assert_eq!(causes(|f| f.target = Lookup::Found(empty)), [(Error, C::TargetKeyMissing)]);
     let mut edited = target();
     edited.metadata.managed_fields.as_mut().unwrap()[0].manager = Some("vi".to_owned());
+    let written = |time: &str| Some(serde_json::from_value(json!(time)).unwrap());
+    let mut restored = edited.clone();
+    let entries = restored.metadata.managed_fields.as_mut().unwrap();
+    entries[0].time = written("2026-01-01T00:00:00Z");
+    let ours = ManagedFieldsEntry {
+        manager: Some("moneygo-operator".to_owned()),
+        time: written("2026-01-01T00:00:01Z"),
+        ..ManagedFieldsEntry::default()
+    };
+    entries.push(ours);
+    let mut edited_since = restored.clone();
+    edited_since.metadata.managed_fields.as_mut().unwrap()[0].time = written("2026-01-01T00:00:02Z");
     assert_eq!(causes(|f| f.target = Lookup::Found(edited)), [(Error, C::TargetEdited)]);
+    assert_eq!(causes(|f| f.target = Lookup::Found(edited_since)), [(Error, C::TargetEdited)]);
+    assert_eq!(causes(|f| f.target = Lookup::Found(restored)), [], "a restored backup whose token the operator knows");
     let renamed = json!({"status": {"targetName": "b"}});
     assert_eq!(causes(|f| status(f, &renamed)), [(Error, C::TargetRenamed)]);
     let rival = |name: &str| {
