@@ -6,7 +6,7 @@
 //! - To lead is a deadline, not a flag: [`Leadership::is_leader`] turns false by itself when the lease was not
 //!   renewed in time, even in a process that was stopped or a machine that was suspended.
 //!
-//! RBAC: `get`, `create` and `update` on `leases` in the Lease's namespace.
+//! RBAC: `create` on `leases` in the Lease's namespace, `get` and `update` on the one of its name.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

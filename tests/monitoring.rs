@@ -395,7 +395,7 @@ async fn nobody_leads(it: &Installation<'_>, watch: &Arc<Watch>, server: &Server
     it.stage.plane.forbid(user, own).await.expect("rights that can be taken");
     watch.fires("MoneyGoNoLeader", it.cluster, "").await;
     has_rows(server, &objects, 0).await;
-    it.stage.be_at_home(user, own).await;
+    it.stage.be_at_home(user, own, "moneygo-operator").await;
     watch.resolves("MoneyGoNoLeader", it.cluster, "").await;
     has_rows(server, &objects, 1).await;
 }

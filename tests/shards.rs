@@ -35,6 +35,8 @@ impl Installation {
         let moves = setup("moves").beside(&stays).open().await;
         let other = setup("other").beside(&stays).open().await;
         moves.let_in(&stays.user).await;
+        stays.be_at_home(&stays.user, &stays.own_namespace, "shard-a").await;
+        other.be_at_home(&other.user, &other.own_namespace, "shard-b").await;
         Self { stays, moves, other }
     }
 
@@ -331,7 +333,7 @@ async fn a_namespace_that_is_taken_before_it_is_given_costs_nothing() {
 async fn a_namespace_that_is_given_to_another_release_costs_nothing() {
     let here = Installation::open("releases").await;
     let home = here.other.plane.namespace("releases-another").await.unwrap();
-    here.other.be_at_home(&here.other.user, &home).await;
+    here.other.be_at_home(&here.other.user, &home, "shard-b").await;
     move_by_turns(&here, &Shard { home, ..here.b() }).await;
 }
 

@@ -283,9 +283,10 @@ impl Stage {
     }
 
     /// Whoever runs an operator may keep its Lease and its key in a namespace beside the stage's own.
-    pub async fn be_at_home(&self, user: &User, namespace: &str) {
+    pub async fn be_at_home(&self, user: &User, namespace: &str, lease: &str) {
         let (_, own) = NAMESPACED_RBAC.split_once("\n---\n").expect("two Roles");
-        let access = Access::default().manifests(own, namespace).expect("docs/rbac/namespaced.yaml");
+        let own = own.replace("[moneygo-operator]", &format!("[{lease}]"));
+        let access = Access::default().manifests(&own, namespace).expect("docs/rbac/namespaced.yaml");
         self.plane.allow(user, &access).await.expect("rights");
     }
 

@@ -74,8 +74,8 @@
 
 {{/* What finds the Pods. It never changes: a Deployment's selector is immutable. */}}
 {{- define "moneygo-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "moneygo-operator.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "moneygo-operator.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- with get . "shard" }}
 money-go.com/shard: {{ . | quote }}
 {{- end }}
@@ -101,8 +101,8 @@ money-go.com/shard: {{ . | quote }}
 {{/* An object's metadata: list ROOT, NAME, more labels, annotations. */}}
 {{- define "moneygo-operator.metadata" -}}
 {{- $root := index . 0 -}}
-name: {{ index . 1 }}
-namespace: {{ include "moneygo-operator.namespace" $root }}
+name: {{ index . 1 | quote }}
+namespace: {{ include "moneygo-operator.namespace" $root | quote }}
 labels:
   {{- include "moneygo-operator.labelsWith" (list $root (index . 2)) | nindent 2 }}
 {{- with index . 3 }}
@@ -155,7 +155,7 @@ annotations:
   verbs: [create, patch]
 {{- end }}
 
-{{/* What it does in its own namespace, each shard the same. Nothing where it watches all of them and elects no leader. */}}
+{{/* What it does in its own namespace, each shard with its own Lease. Nothing where it watches all of them and elects no leader. */}}
 {{- define "moneygo-operator.ownRules" -}}
 {{- if or .Values.watchNamespaces .Values.shards }}
 # The key of the digests.
@@ -168,16 +168,21 @@ annotations:
   verbs: [get]
 {{- end }}
 {{- if .Values.leaderElection.enabled }}
+# Its own Lease alone; RBAC cannot tell by a name who may create one.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [get, create, update]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "moneygo-operator.leaseName" . | quote }}]
+  verbs: [get, update]
 {{- end }}
 {{- end }}
 
 {{- define "moneygo-operator.subject" -}}
 - kind: ServiceAccount
-  name: {{ include "moneygo-operator.serviceAccountName" . }}
-  namespace: {{ include "moneygo-operator.namespace" . }}
+  name: {{ include "moneygo-operator.serviceAccountName" . | quote }}
+  namespace: {{ include "moneygo-operator.namespace" . | quote }}
 {{- end }}
 
 {{- define "moneygo-operator.subjects" -}}

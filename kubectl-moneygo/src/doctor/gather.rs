@@ -222,7 +222,7 @@ const WORK: [(&str, &str, &str, &str, &str); 9] = [
     ("", "secrets", "", "update", "secrets"),
     ("events.k8s.io", "events", "", "create", EVENTS),
 ];
-/// And in its own, to elect a leader.
+/// And in its own, to elect a leader: with the Lease of its name, for RBAC may let it have no other.
 const ELECTION: [(&str, &str, &str, &str, &str); 2] =
     [("coordination.k8s.io", "leases", "", "get", "leases"), ("coordination.k8s.io", "leases", "", "update", "leases")];
 /// And where there is no Lease yet.
@@ -233,18 +233,19 @@ async fn rights(client: &Client, namespace: &str, operators: Option<&Vec<Operato
     let asking = watching.flat_map(|operator| {
         let lease = operator.lease.iter();
         let elects = lease.flat_map(|lease| {
-            let first = matches!(lease.held, Lookup::Missing).then_some(&FIRST_ELECTION);
-            ELECTION.iter().chain(first).map(|one| (one, lease.namespace.as_str()))
+            let first = matches!(lease.held, Lookup::Missing).then_some((&FIRST_ELECTION, None));
+            let named = ELECTION.iter().map(|one| (one, Some(lease.name.as_str())));
+            named.chain(first).map(|(one, name)| (one, lease.namespace.as_str(), name))
         });
-        let work = WORK.iter().map(move |one| (one, namespace));
-        work.chain(elects).map(move |(one, place)| right(client, operator, one, place))
+        let work = WORK.iter().map(move |one| (one, namespace, None));
+        work.chain(elects).map(move |(one, place, name)| right(client, operator, one, place, name))
     });
     join_all(asking).await
 }
 
 /// Whether an operator's account may read the Secrets of a namespace. Never `Missing`.
 pub async fn reads_secrets(client: &Client, operator: &Operator, namespace: &str) -> Lookup<bool> {
-    right(client, operator, &READS, namespace).await.allowed
+    right(client, operator, &READS, namespace, None).await.allowed
 }
 
 async fn right(
@@ -252,6 +253,7 @@ async fn right(
     operator: &Operator,
     (group, resource, subresource, verb, words): &'static (&str, &str, &str, &'static str, &'static str),
     namespace: &str,
+    name: Option<&str>,
 ) -> Right {
     let attributes = ResourceAttributes {
         group: Some((*group).to_owned()),
@@ -259,6 +261,7 @@ async fn right(
         subresource: Some((*subresource).to_owned()),
         verb: Some((*verb).to_owned()),
         namespace: Some(namespace.to_owned()),
+        name: name.map(str::to_owned),
         ..ResourceAttributes::default()
     };
     let account = format!("system:serviceaccount:{}:{}", operator.namespace, operator.service_account);

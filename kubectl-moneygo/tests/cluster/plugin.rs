@@ -186,7 +186,7 @@ pub async fn entitle(stage: &Stage) {
     let name = format!("system:serviceaccount:{}:moneygo-operator", stage.own_namespace);
     let account = User { name, kubeconfig: stage.user.kubeconfig.clone() };
     stage.let_in(&account).await;
-    stage.be_at_home(&account, &stage.own_namespace).await;
+    stage.be_at_home(&account, &stage.own_namespace, "moneygo-operator").await;
 }
 
 /// A Pod that never starts: there is no kubelet.
