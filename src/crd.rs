@@ -46,6 +46,8 @@ const NAME_MAX: usize = 253;
 const SCOPE_MAX: usize = 1024;
 const RENEW_BEFORE_MAX: usize = 24;
 const METADATA_MAX: usize = 64;
+/// Of all annotations the API server takes 256 KiB, and the operator adds some. The schema counts characters, of up to four bytes.
+const METADATA_BYTES: usize = 192 * 1024;
 const LABEL_VALUE_MAX: usize = 63;
 const ANNOTATION_VALUE_MAX: usize = 2048;
 
@@ -481,7 +483,7 @@ pub enum SpecProblem {
     SameTargetKeys,
     /// A label or annotation that cannot be written.
     #[error(
-        "{0} has more than 64 entries, or a key or a value that Kubernetes does not allow or that is too long: correct it"
+        "{0} has more than 64 entries or 192 KiB, or a key or a value that Kubernetes does not allow or that is too long: correct it"
     )]
     Metadata(&'static str),
     /// A label or annotation that belongs to the operator or to Kubernetes.
@@ -648,7 +650,8 @@ fn check_metadata(
     is_value: impl Fn(&str) -> bool,
 ) -> Result<(), SpecProblem> {
     let entries_hold = map.iter().all(|(key, value)| is_qualified_key(key) && is_value(value));
-    ensure(map.len() <= METADATA_MAX && entries_hold, SpecProblem::Metadata(field))?;
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    ensure(map.len() <= METADATA_MAX && entries_hold && bytes <= METADATA_BYTES, SpecProblem::Metadata(field))?;
     ensure(!map.keys().any(|key| is_reserved_key(key)), SpecProblem::ReservedKey(field))
 }
 
@@ -908,6 +911,9 @@ mod tests {
         assert_eq!(target(json!({"authorizationKey": "x", "expiresAtKey": "x"})), Some(SameTargetKeys));
         assert_eq!(target(json!({"labels": {"a": "-"}})), Some(Metadata("target.labels")));
         assert_eq!(target(json!({"annotations": {"/a": ""}})), Some(Metadata("target.annotations")));
+        let of_each = |text: &str| (0..64).map(|n| (format!("a{n}"), json!(text.repeat(2048)))).collect::<Value>();
+        assert_eq!(target(json!({"annotations": of_each("a")})), None);
+        assert_eq!(target(json!({"annotations": of_each("€")})), Some(Metadata("target.annotations")));
         assert_eq!(target(json!({"labels": {"x.k8s.io/a": ""}})), Some(ReservedKey("target.labels")));
         assert_eq!(
             target(json!({"annotations": {"money-go.com/adopt": "x"}})),

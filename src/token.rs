@@ -6,6 +6,7 @@
 
 mod answer;
 mod error;
+mod proxy;
 #[cfg(test)]
 mod tests;
 
@@ -203,7 +204,12 @@ impl TokenClient {
         // reqwest panics without a provider. One that the process already chose is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = restrict(Client::builder(), config.timeout);
-        let builder = if is_loopback(&url) { builder.no_proxy() } else { builder };
+        let builder = if is_loopback(&url) {
+            builder.no_proxy()
+        } else {
+            proxy::check(&url, |name| std::env::var_os(name))?;
+            builder
+        };
         let http = trust(builder, &url, config.ca_file.as_deref())?;
         let transport = BoxCloneSyncService::new(http.map_err(BoxError::from));
         Ok(Self { transport, url, timeout: config.timeout, clock })

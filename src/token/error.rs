@@ -233,6 +233,12 @@ pub enum ConfigError {
     /// Zero, or above [`MAX_TIMEOUT`](super::MAX_TIMEOUT).
     #[error("--token-timeout must be above zero and at most 10 minutes")]
     Timeout,
+    /// A variable of the environment names no proxy that can be used: it would be passed by.
+    #[error(
+        "{0} is not the URL of an HTTP proxy such as http://proxy.example:3128, and nothing is sent past it: correct it (a space or a line \
+         break at its end counts; SOCKS is not spoken), or except the host of --token-url with NO_PROXY"
+    )]
+    Proxy(&'static str),
     /// The file with further CA certificates cannot be used.
     #[error("--token-ca-file {}: {problem}", .path.display())]
     CaFile {

@@ -988,6 +988,44 @@ fn refuses_other_urls_without_repeating_them() {
 }
 
 #[test]
+fn refuses_a_proxy_that_would_be_passed_by() {
+    let check = |url: &str, variables: &[(&str, &str)]| {
+        let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into());
+        proxy::check(&url.parse().unwrap(), variable)
+    };
+    let (url, good) = ("https://api.example/token", "http://id:canary@proxy.example:3128");
+    for variables in [
+        &[][..],
+        &[("HTTPS_PROXY", "")],
+        &[("HTTPS_PROXY", good)],
+        &[("https_proxy", "proxy.example:3128")],
+        &[("ALL_PROXY", good), ("HTTP_PROXY", "canary\n")],
+        // Not used.
+        &[("HTTPS_PROXY", good), ("ALL_PROXY", "socks5://canary.example:1080")],
+        &[("HTTPS_PROXY", good), ("https_proxy", "canary\n")],
+        &[("HTTPS_PROXY", "canary\n"), ("NO_PROXY", "other.example,.example")],
+        &[("HTTPS_PROXY", "canary\n"), ("no_proxy", "*")],
+    ] {
+        assert_eq!(check(url, variables), Ok(()), "{variables:?}");
+    }
+    for (name, value) in [
+        ("HTTPS_PROXY", "http://id:canary@proxy.example:3128\n"),
+        ("https_proxy", " http://id:canary@proxy.example:3128"),
+        ("ALL_PROXY", "socks5h://canary.example:1080"),
+        ("all_proxy", "ftp://canary.example"),
+        ("HTTPS_PROXY", "http://"),
+        ("HTTPS_PROXY", "/canary"),
+        ("HTTPS_PROXY", "http://canary\u{fffd}.example"),
+    ] {
+        let error = check(url, &[(name, value), ("NO_PROXY", "other.example")]).unwrap_err();
+        assert!(matches!(error, ConfigError::Proxy(told) if told == name), "{value}: {error:?}");
+        assert!(!format!("{error:?} {error}").contains("canary"), "{value}");
+    }
+    assert!(check("http://api.example/token", &[("HTTPS_PROXY", "canary\n"), ("HTTP_PROXY", good)]).is_ok());
+    assert!(check("http://api.example/token", &[("HTTP_PROXY", "canary\n")]).is_err());
+}
+
+#[test]
 fn bounds_the_deadline() {
     let with = |timeout| TokenClientConfig { timeout, ..config("http://localhost/token") };
     assert_eq!(config_error(&with(Duration::ZERO)), ConfigError::Timeout);
