@@ -404,8 +404,9 @@ impl<K: Clone + Ord + Hash> State<K> {
 
     fn next_probe(&self) -> Option<Instant> {
         let outage = self.health.outage?;
-        let ends_next = self.queue.keys().map(|(urgency, _)| *urgency).find(|urgency| *urgency > outage.failed_at_wall);
-        Some(outage.next_probe(ends_next))
+        let has_a_token = |place: &&Place| !self.newcomers.contains_key(*place);
+        let ends = self.queue.keys().filter(has_a_token).map(|(urgency, _)| *urgency);
+        Some(outage.next_probe(ends.into_iter().find(|urgency| *urgency > outage.failed_at_wall)))
     }
 
     fn start_if_possible(&mut self, limits: Limits) -> bool {
@@ -510,10 +511,13 @@ impl<K: Clone + Ord + Hash> Health<K> {
     fn failed(&mut self, key: &K, now: Timestamp) -> Blame {
         let last = Instant::now();
         let failing = self.failing.entry(key.clone()).or_insert(Failing { since: last, last });
-        failing.last = last;
-        let since = failing.since;
-        if self.last_answer.is_some_and(|at| at > since) {
+        let before = std::mem::replace(&mut failing.last, last);
+        if self.last_answer.is_some_and(|at| at > before) {
             return Blame::Client;
+        }
+        if self.last_answer.is_some_and(|at| at > failing.since) {
+            // Others were answered once, but not since it failed the last time.
+            failing.since = before;
         }
         if let Some(outage) = self.outage {
             // A probe that was made sooner, for a token's sake, says nothing about how long to wait otherwise.

@@ -396,6 +396,11 @@ async fn a_failure_is_the_clients_where_others_are_answered_and_the_endpoints_wh
     assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Client);
     queue.grants.withdraw(&"a");
     step().await;
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Endpoint, "nobody has been answered since");
+    step().await;
+    queue.answers(queue.admit("b", wall()));
+    queue.grants.withdraw(&"a");
+    step().await;
     assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Client, "a look in between forgets nothing");
     queue.answers(queue.admit("a", wall()));
     step().await;
@@ -404,6 +409,22 @@ async fn a_failure_is_the_clients_where_others_are_answered_and_the_endpoints_wh
     step().await;
     assert_eq!(queue.fails(queue.admit("b", wall())), Blame::Endpoint, "one that is gone is no witness");
     assert!(!queue.grants.is_outage());
+}
+
+/// It failed once, others were answered, and then nobody was any more.
+#[tokio::test(start_paused = true)]
+async fn who_failed_before_an_outage_is_a_witness_of_it() {
+    let queue = Queue::new(FAST, 10);
+    let step = || tokio::time::sleep(Duration::from_millis(10));
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Endpoint);
+    step().await;
+    queue.answers(queue.admit("c", wall()));
+    step().await;
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Client);
+    step().await;
+    assert_eq!(queue.fails(queue.admit("a", wall())), Blame::Endpoint);
+    step().await;
+    assert_eq!(queue.fails(queue.admit("c", wall())), Blame::Outage);
 }
 
 #[tokio::test(start_paused = true)]
@@ -480,6 +501,17 @@ async fn a_probe_never_waits_longer_than_a_quarter_of_what_the_most_urgent_livin
         assert_eq!(key, "expired", "the order stays");
         assert!(waited_ms.abs_diff(expected_ms) < 10, "{left_secs} s left: {waited_ms} ms");
     }
+}
+
+/// When an object was made is no moment at which a token ends.
+#[tokio::test(start_paused = true)]
+async fn a_new_object_does_not_bring_the_probe_forward() {
+    let mut queue = Queue::new(FAST, 10);
+    queue.break_down();
+    let made = in_secs(4);
+    assert!(queue.grants.admit(&"new", Urgency::New(made)).is_none());
+    let (_, waited_ms) = queue.next().await;
+    assert!(waited_ms > 4900, "{waited_ms} ms");
 }
 
 #[tokio::test(start_paused = true)]
