@@ -37,8 +37,10 @@ const HANGING_AT_ONCE: usize = 8;
 pub struct Work<K> {
     /// In the order in which they were called.
     ready: VecDeque<K>,
-    /// The same of those that are expected to hang.
-    ready_to_hang: VecDeque<K>,
+    /// The same of those that are expected to hang, who hung less often first: what once hung by chance would wait for all that do for good.
+    ready_to_hang: BTreeSet<(u32, u64, K)>,
+    /// How many came to those.
+    came: u64,
     is_ready: HashSet<K>,
     /// Whose last looks hung, and how many in a row.
     hung: HashMap<K, u32>,
@@ -55,7 +57,8 @@ impl<K> Default for Work<K> {
     fn default() -> Self {
         Self {
             ready: VecDeque::new(),
-            ready_to_hang: VecDeque::new(),
+            ready_to_hang: BTreeSet::new(),
+            came: 0,
             is_ready: HashSet::new(),
             hung: HashMap::new(),
             hanging: HashSet::new(),
@@ -73,20 +76,26 @@ impl<K: Clone + Ord + Hash> Work<K> {
         if self.running.contains(&key) {
             self.again.insert(key);
         } else if self.is_ready.insert(key.clone()) {
-            let hangs = self.hung.get(&key).is_some_and(|hung| *hung >= HANGS);
-            let queue = if hangs { &mut self.ready_to_hang } else { &mut self.ready };
-            queue.push_back(key);
+            match self.hung.get(&key) {
+                Some(hung) if *hung >= HANGS => {
+                    self.came += 1;
+                    self.ready_to_hang.insert((*hung, self.came, key));
+                }
+                _ => self.ready.push_back(key),
+            }
         }
     }
 
     /// The next object to be looked at: it runs from here on, and what was planned for later is off.
     pub fn start(&mut self) -> Option<K> {
-        let is_one_to_hang = self.has_one_to_hang();
-        let queue = if is_one_to_hang { &mut self.ready_to_hang } else { &mut self.ready };
-        let key = queue.pop_front()?;
-        if is_one_to_hang {
-            self.hanging.insert(key.clone());
-        }
+        let to_hang = if self.has_one_to_hang() { self.ready_to_hang.pop_first() } else { None };
+        let key = match to_hang {
+            Some((_, _, key)) => {
+                self.hanging.insert(key.clone());
+                key
+            }
+            None => self.ready.pop_front()?,
+        };
         self.is_ready.remove(&key);
         self.forget_timer(&key);
         self.running.insert(key.clone());
@@ -236,6 +245,35 @@ mod tests {
         work.call("b");
         assert_eq!(start(&mut work), ["b", "a"], "who went well is as all others, and one has room to hang");
         assert!(!work.is_waiting() && work.is_ready.is_empty());
+    }
+
+    #[test]
+    fn who_hung_by_chance_does_not_wait_for_all_that_hang_for_good() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        let end = |work: &mut Work<u32>, key, hung| {
+            work.note_pace(&key, hung);
+            work.done(key, Action::requeue(Duration::ZERO), now);
+        };
+        let all = || std::iter::successors(Some(0), |key| Some(key + 1)).take(100);
+        all().for_each(|key| work.call(key));
+        for _ in 0..HANGS {
+            let started: Vec<_> = std::iter::from_fn(|| work.start()).collect();
+            assert_eq!(started.len(), 100);
+            started.into_iter().for_each(|key| end(&mut work, key, true));
+        }
+        // They go round, and hang once more each.
+        for _ in all() {
+            let key = work.start().unwrap();
+            end(&mut work, key, true);
+        }
+        for _ in 0..HANGS {
+            work.call(1000);
+            let started = std::iter::from_fn(|| work.start()).find(|key| *key == 1000);
+            end(&mut work, started.unwrap(), true);
+        }
+        let running: Vec<_> = work.running.iter().copied().collect();
+        end(&mut work, running[0], true);
+        assert_eq!(work.start(), Some(1000));
     }
 
     #[test]
