@@ -558,9 +558,10 @@ fn examined(o: &Observed, failure: Option<&Failure>) -> Option<Version> {
         }
         // A failure that stands was met with this very version. The status may not say so yet.
         Credentials::Seen(version) if failure.is_some() => Some(version.clone()),
-        Credentials::Missing | Credentials::Seen(_) => {
-            observed_credentials(o).filter(|_| failure.is_some() || o.status.failed_attempts.is_none())
-        }
+        // Nor were they looked at under a spec that is new, which may name other keys.
+        Credentials::Missing | Credentials::Seen(_) => observed_credentials(o)
+            .filter(|_| o.status.observed_generation == o.generation)
+            .filter(|_| failure.is_some() || o.status.failed_attempts.is_none()),
     }
 }
 

@@ -602,6 +602,21 @@ fn a_digest_of_credentials_is_made_anew_only_of_those_that_the_token_was_asked_f
     }
 }
 
+/// The keys may be others; and the status is about to say that it is of the new spec.
+#[test]
+fn credentials_that_were_not_looked_at_under_a_new_spec_are_looked_at_again() {
+    let mut o = scene().observe(true);
+    let version = o.credentials.version().cloned().unwrap();
+    o.credentials = Credentials::Seen(version.clone());
+    let examined = |o: &Observed| match account_while_asking(o) {
+        Plan::Rest(report, _) => report.credentials,
+        plan => panic!("{plan:?}"),
+    };
+    assert_eq!(examined(&o), Some(version));
+    o.generation = o.generation.map(|generation| generation + 1);
+    assert_eq!(examined(&o), None);
+}
+
 #[test]
 fn a_rotated_secret_that_is_refused_is_tried_again_at_its_time_and_leaves_the_token_alone() {
     let mut world = rejected();
