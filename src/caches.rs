@@ -166,11 +166,13 @@ impl Caches {
         objects.map(|(key, kept)| (key.clone(), told(kept))).collect()
     }
 
-    /// Objects that say Ready of a token that had ended by then: so many at most.
+    /// Objects after that one, in the order of their names, that say Ready of a token that had ended by then: so many at most.
     #[must_use]
-    pub fn ready_past(&self, moment: Timestamp, limit: usize) -> Vec<ObjectKey> {
+    pub fn ready_past(&self, moment: Timestamp, after: Option<&ObjectKey>, limit: usize) -> Vec<ObjectKey> {
         let index = lock(&self.index);
-        let past = index.objects.iter().filter(|(_, kept)| kept.figures.is_ready_past(moment));
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let objects = index.objects.range::<ObjectKey, _>((from, Bound::Unbounded));
+        let past = objects.filter(|(_, kept)| kept.figures.is_ready_past(moment));
         past.map(|(key, _)| key.clone()).take(limit).collect()
     }
 

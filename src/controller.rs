@@ -134,6 +134,8 @@ pub struct Context {
     namespace: Option<String>,
     calls: mpsc::UnboundedSender<ObjectKey>,
     opened_at: Instant,
+    /// Whom the last look for ends came to, where there are more.
+    last_end: Mutex<Option<ObjectKey>>,
 }
 
 /// A part of the cluster with watches and a controller of its own: all of it, or one namespace.
@@ -222,7 +224,8 @@ fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &mut Backgr
     let (secrets_are_listed, secrets_listed) = oneshot::channel();
     let is_whole_cluster = namespace.is_none();
     let (shared, caches) = (Arc::clone(shared), Arc::new(Caches::default()));
-    let context = Arc::new(Context { shared, caches, namespace, calls, opened_at: Instant::now() });
+    let context =
+        Arc::new(Context { shared, caches, namespace, calls, opened_at: Instant::now(), last_end: Mutex::default() });
     background.spawn(Arc::clone(&context).watch_secrets(secrets_are_listed));
     background.spawn(Arc::clone(&context).watch_objects(objects_are_listed));
     if is_whole_cluster {
@@ -264,10 +267,13 @@ async fn stop_after(
         () = shutdown.cancelled() => false,
     };
     let deadline = Instant::now() + STOP_LIMIT;
-    shared.settings.grants.close(deadline + LAST_WRITES_LIMIT);
+    // A pass is dropped then, and with it the answer that it waits for.
+    shared.settings.grants.close(deadline);
     shared.api_server.let_all_through();
     let in_time = ended_already || tokio::time::timeout_at(deadline, running).await.is_ok();
-    if !in_time {
+    if in_time {
+        shared.settings.grants.close(deadline + LAST_WRITES_LIMIT);
+    } else {
         tracing::warn!("requests were still under way at the stop");
     }
     let written = tokio::time::timeout_at(deadline + LAST_WRITES_LIMIT, write_held(shared, contexts)).await;
@@ -378,7 +384,12 @@ impl Sight {
 }
 
 async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Error> {
-    let Some(object) = context.caches.credential(key) else { return context.deliver_left(key).await };
+    // What is held for one that is gone comes first: who was made anew under its name may find that token there.
+    let object = match (context.caches.credential(key), context.shared.memories.left(key)) {
+        (Some(object), Some(left)) if object.meta().uid == left.metadata.uid => object,
+        (Some(object), None) => object,
+        _ => return context.deliver_left(key).await,
+    };
     let started = std::time::Instant::now();
     let span = Span::of_look(key.namespace(), key.name(), object.meta().uid.as_deref());
     let result = match object.read() {
@@ -410,8 +421,8 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
 /// What the API server did not do is tried again soon: a token may be waiting to be written.
 fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     // Of an object that is gone nothing is remembered but a token that is still to be written.
-    let left = || context.shared.memories.left(key).and_then(|left| left.uid());
-    let Some(uid) = context.caches.uid(key).or_else(left) else { return Action::await_change() };
+    let left = context.shared.memories.left(key).and_then(|left| left.uid());
+    let Some(uid) = left.or_else(|| context.caches.uid(key)) else { return Action::await_change() };
     let failures = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
         memory.api_failures
@@ -420,7 +431,9 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
     let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10));
-    Action::requeue(context.lives_for(key).map_or(wait, |left| wait.min(left)))
+    // A long step over what is left would find the token dead that could have been replaced in time.
+    let step = |left: Duration| (left / 4).max(Duration::from_secs(1)).min(left);
+    Action::requeue(context.lives_for(key).map_or(wait, |left| wait.min(step(left))))
 }
 
 impl Context {

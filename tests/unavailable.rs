@@ -151,6 +151,32 @@ async fn a_token_that_could_not_be_written_before_its_object_left_the_selector_i
     operator.stop().await;
 }
 
+/// The retained Secret holds a token that this one may have ended. Whoever is made anew under the name finds this one there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_could_not_be_written_before_its_object_was_made_anew_is_written_once_it_can() {
+    let stage = Stage::new("anew").await;
+    let operator = stage.operator().start().await;
+    let retained = || json!({"target": {"deletionPolicy": "Retain"}});
+    stage.subscribe("payments", retained()).await;
+    stage.ready("payments").await;
+    stage.call_for_secrets(targets(), &Backend::away().await).await;
+    stage.request_refresh("payments", "now").await;
+    let token = stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap().pop().unwrap().token;
+    while !operator.log().contains("trying again") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stage.delete("payments").await;
+    stage.credential("payments", retained()).await;
+    stage.credential("fence", json!({})).await;
+    stage.says("fence", "Ready", "False", "CredentialsNotFound").await;
+    stage.call_nobody().await;
+    stage.until("it is written", SOON, |scene: &Scene| (scene.token("payments")? == token).then_some(())).await;
+    stage.ready("payments").await;
+    assert_eq!(stage.grants_of("payments"), 2);
+    assert!(!operator.log().contains("TokenDropped"));
+    operator.stop().await;
+}
+
 /// Without the list no object is looked at, for nobody knows whose its Secret is; but what its status says must not outlive its token.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_before_the_secrets_can_be_listed_is_told_of() {

@@ -189,10 +189,21 @@ impl Context {
     pub(super) async fn deliver_left(&self, key: &ObjectKey) -> Result<Action, Error> {
         let Some(credential) = self.shared.memories.left(key) else { return Ok(Action::await_change()) };
         let mut o = self.observe(&credential);
-        let sight = self.look(&mut o).await?;
-        let action = self.deliver_to_what_remains(&credential, &mut o, sight).await?;
+        let has_ended =
+            self.remember(&o.owner, |memory| memory.held.take_if(|held| held.issue.life.is_expired(o.now)).is_some());
+        let action = if has_ended {
+            Self::log_dropped(key);
+            Action::await_change()
+        } else {
+            let sight = self.look(&mut o).await?;
+            self.deliver_to_what_remains(&credential, &mut o, sight).await?
+        };
         if !self.shared.memories.is_holding(key) {
             self.forget(key);
+            // Who was made anew under its name has waited for this, or in the queue that it was just taken out of.
+            if self.caches.uid(key).is_some() {
+                self.call(key.clone());
+            }
         }
         Ok(action)
     }

@@ -1,5 +1,6 @@
 //! Saying how things stand: the status, the log, events.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -119,7 +120,12 @@ impl Context {
         if !self.shared.settings.leadership.is_leader() {
             return;
         }
-        let past = self.caches.ready_past(schedule::before(self.now(), PASSES_TELL_WITHIN), MOST_TOLD_OF_ENDS);
+        let ended_by = schedule::before(self.now(), PASSES_TELL_WITHIN);
+        // Those that cannot be told of must not keep the others from it: who comes next is next.
+        let mut last = self.last_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let past = self.caches.ready_past(ended_by, last.as_ref(), MOST_TOLD_OF_ENDS);
+        last = past.last().cloned().filter(|_| past.len() == MOST_TOLD_OF_ENDS);
+        *self.last_end.lock().unwrap_or_else(PoisonError::into_inner) = last;
         let tell = |key: ObjectKey| async move { self.tell_of_end(&key).await };
         futures::stream::iter(past).for_each_concurrent(ENDS_TOLD_AT_ONCE, tell).await;
     }

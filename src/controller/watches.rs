@@ -60,11 +60,14 @@ impl Context {
                 if self.shared.settings.leadership.is_leader() {
                     tracing::info!(namespace = %key.namespace(), name = %key.name(), reason = "Gone", "the object is gone: it gets no more tokens");
                 }
-                if holders.iter().any(|holder| ObjectKey::of(holder) == key && self.shared.memories.leave(&key, holder)) {
-                    self.shared.settings.grants.forget(&key);
-                    self.call(key);
-                } else {
+                if !holders.iter().any(|holder| ObjectKey::of(holder) == key) || !self.leave(&key, &holders) {
                     self.forget(&key);
+                }
+            }
+            for holder in &holders {
+                let key = ObjectKey::of(holder);
+                if self.caches.uid(&key).is_some_and(|uid| Some(&uid) != holder.metadata.uid.as_ref()) {
+                    self.leave(&key, &holders);
                 }
             }
             if let Some((key, version)) = shown {
@@ -80,13 +83,24 @@ impl Context {
         .await;
     }
 
+    /// Keeps what is held for an object that is gone, or that was made anew in between. Returns whether something is.
+    fn leave(&self, key: &ObjectKey, holders: &[MoneyGoCredential]) -> bool {
+        let is_kept =
+            holders.iter().any(|holder| ObjectKey::of(holder) == *key && self.shared.memories.leave(key, holder));
+        if is_kept {
+            self.shared.settings.grants.forget(key);
+            self.call(key.clone());
+        }
+        is_kept
+    }
+
     /// The objects that an event may take away while a token is held for them.
     fn holders_that_may_go(&self, event: &Event<Guarded>) -> Vec<MoneyGoCredential> {
         let memories = &self.shared.memories;
         let keys = match event {
-            Event::Delete(object) => vec![ObjectKey::of(object)],
+            Event::Delete(object) | Event::Apply(object) | Event::InitApply(object) => vec![ObjectKey::of(object)],
             Event::InitDone => memories.holding(),
-            _ => return Vec::new(),
+            Event::Init => return Vec::new(),
         };
         let holding = keys.into_iter().filter(|key| memories.is_holding(key));
         holding.filter_map(|key| self.caches.credential(&key).and_then(Guarded::credential)).collect()
@@ -334,9 +348,7 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
 pub(super) async fn look_for_ends(contexts: Arc<[Arc<Context>]>) {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
-        for context in contexts.iter() {
-            context.tell_of_ends().await;
-        }
+        futures::future::join_all(contexts.iter().map(|context| context.tell_of_ends())).await;
     }
 }
 
