@@ -35,8 +35,10 @@ impl Installation {
         let moves = setup("moves").beside(&stays).open().await;
         let other = setup("other").beside(&stays).open().await;
         moves.let_in(&stays.user).await;
-        stays.be_at_home(&stays.user, &stays.own_namespace, "shard-a").await;
-        other.be_at_home(&other.user, &other.own_namespace, "shard-b").await;
+        for (stage, lease) in [(&stays, "shard-a"), (&other, "shard-b")] {
+            stage.plane.forbid(&stage.user, &stage.own_namespace).await.expect("rights that can be taken");
+            stage.be_at_home(&stage.user, &stage.own_namespace, lease).await;
+        }
         Self { stays, moves, other }
     }
 

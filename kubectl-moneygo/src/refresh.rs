@@ -31,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_mins(1);
 const PACE: usize = 10;
 
 /// What was in the operator's way before is believed after this long: it may have been taken away just before the request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An object that waits for its token.
 struct Waiting {

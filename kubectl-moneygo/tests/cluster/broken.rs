@@ -249,6 +249,8 @@ async fn unwatched(stage: &Stage, plugin: &Plugin<'_>, table: &mut Table) {
 
     let (watched, selected) = (format!("--watch-namespace={}", other.namespace), "--label-selector=team=payments");
     deploy(&other, "second", &[&watched, selected, "--leader-elect-lease-name=second"], 1).await;
+    other.plane.forbid(&other.user, &other.own_namespace).await.unwrap();
+    other.be_at_home(&other.user, &other.own_namespace, "second").await;
     let operator = other.operator().flag(selected).flag("--leader-elect").flag("--leader-elect-lease-name=second");
     let operator = operator.start().await;
     let labelled = case("the operator looks for other labels", "NotSelected");

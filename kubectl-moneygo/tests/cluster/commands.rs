@@ -41,10 +41,12 @@ async fn five(stage: &Stage) -> Operator<'_> {
     stage.subscribe("suspended", json!({})).await;
     stage.ready("suspended").await;
     stage.patch("suspended", json!({"spec": {"suspend": true}})).await;
-    stage.moneygo.set_expires_in_of("expiring", Some(Duration::from_mins(2)));
+    // Refreshed by itself after a minute, when all has been looked at.
+    stage.moneygo.set_expires_in_of("expiring", Some(Duration::from_mins(10)));
     stage.subscribe("expiring", json!({"refresh": {"renewBeforePercentage": 90}})).await;
     stage.ready("expiring").await;
     stage.moneygo.set_secret("expiring", "another");
+    stage.request_refresh("expiring", "now").await;
 
     stage.says("rejected", "Refreshed", "False", "InvalidClient").await;
     stage.says("conflicting", "Ready", "False", "TargetConflict").await;
