@@ -385,11 +385,14 @@ impl Sight {
 
 async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Error> {
     // What is held for one that is gone comes first: who was made anew under its name may find that token there.
-    let object = match (context.caches.credential(key), context.shared.memories.left(key)) {
-        (Some(object), Some(left)) if object.meta().uid == left.metadata.uid => object,
-        (Some(object), None) => object,
-        _ => return context.deliver_left(key).await,
+    let left = context.shared.memories.left(key).and_then(|left| left.uid());
+    let delivered = if left.is_some() && left != context.caches.uid(key) {
+        context.deliver_left(key).await
+    } else {
+        Ok(Action::await_change())
     };
+    let Some(object) = context.caches.credential(key) else { return delivered };
+    let again = delivered.unwrap_or_else(|_| Action::requeue(REFUSED_WRITE_RETRY));
     let started = std::time::Instant::now();
     let span = Span::of_look(key.namespace(), key.name(), object.meta().uid.as_deref());
     let result = match object.read() {
@@ -400,12 +403,12 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
             }
             let was_called = span.around(Box::pin(context.end_pass(&credential))).await;
             match (result, was_called) {
-                (Ok(action), true) => Ok(context.answer_call(key).unwrap_or(action)),
+                (Ok(action), true) => Ok(context.answer_call(key).unwrap_or(action).sooner(again)),
                 (Err(error), true) => {
                     context.call(key.clone());
                     Err(error)
                 }
-                (result, false) => result,
+                (result, false) => result.map(|action| action.sooner(again)),
             }
         }
         Err(metadata) => {
@@ -421,8 +424,8 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
 /// What the API server did not do is tried again soon: a token may be waiting to be written.
 fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     // Of an object that is gone nothing is remembered but a token that is still to be written.
-    let left = context.shared.memories.left(key).and_then(|left| left.uid());
-    let Some(uid) = left.or_else(|| context.caches.uid(key)) else { return Action::await_change() };
+    let left = || context.shared.memories.left(key).and_then(|left| left.uid());
+    let Some(uid) = context.caches.uid(key).or_else(left) else { return Action::await_change() };
     let failures = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
         memory.api_failures
@@ -479,6 +482,8 @@ impl Context {
             return was_called;
         }
         if holds {
+            // What comes and goes meanwhile must not take it along.
+            self.shared.memories.leave(&key_of(&owner), credential);
             let mut o = self.observe(credential);
             let sight = self.look(&mut o).await.unwrap_or_default();
             let _ = self.deliver_to_what_remains(credential, &mut o, sight).await;

@@ -158,6 +158,8 @@ struct Health<K> {
 struct Failing {
     since: Instant,
     last: Instant,
+    /// It has failed while others were answered.
+    alone: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -510,9 +512,10 @@ impl<K: Clone + Ord + Hash> Health<K> {
 
     fn failed(&mut self, key: &K, now: Timestamp) -> Blame {
         let last = Instant::now();
-        let failing = self.failing.entry(key.clone()).or_insert(Failing { since: last, last });
+        let failing = self.failing.entry(key.clone()).or_insert(Failing { since: last, last, alone: false });
         let before = std::mem::replace(&mut failing.last, last);
         if self.last_answer.is_some_and(|at| at > before) {
+            failing.alone = true;
             return Blame::Client;
         }
         if self.last_answer.is_some_and(|at| at > failing.since) {
@@ -526,7 +529,9 @@ impl<K: Clone + Ord + Hash> Health<K> {
             self.outage = Some(Outage::new(wait, now));
             return Blame::Outage;
         }
-        if self.unanswered() < CLIENTS_OF_AN_OUTAGE {
+        // Two that each failed while others were answered may be broken, each by itself: it takes another to tell.
+        let is_any_sound = self.failing.values().any(|failing| self.is_unanswered(failing) && !failing.alone);
+        if self.unanswered() < CLIENTS_OF_AN_OUTAGE || !is_any_sound {
             return Blame::Endpoint;
         }
         tracing::warn!(

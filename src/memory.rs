@@ -1,8 +1,8 @@
 //! What this process remembers of each object, and nobody else has to: tokens not written yet, its own last writes,
 //! allowances. Losing it costs a look or, for a token in flight, a grant.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
@@ -113,68 +113,97 @@ impl Memory {
 
 /// The memories of all objects.
 #[derive(Default)]
-pub struct Memories(Mutex<HashMap<ObjectKey, Box<Memory>>>);
+pub struct Memories(Mutex<All>);
+
+#[derive(Default)]
+struct All {
+    latest: HashMap<ObjectKey, Box<Memory>>,
+    /// Of objects that are gone and have a token to be written still, where another was made under the name.
+    outlived: HashMap<ObjectKey, Box<Memory>>,
+}
+
+impl All {
+    fn of(&self, key: &ObjectKey, uid: &str) -> Option<&Memory> {
+        let known = [self.latest.get(key), self.outlived.get(key)];
+        known.into_iter().flatten().map(|memory| &**memory).find(|memory| memory.uid == uid)
+    }
+
+    fn of_mut(&mut self, key: &ObjectKey, uid: &str) -> Option<&mut Memory> {
+        let known = [self.latest.get_mut(key), self.outlived.get_mut(key)];
+        known.into_iter().flatten().map(|memory| &mut **memory).find(|memory| memory.uid == uid)
+    }
+
+    fn both(&self, key: &ObjectKey) -> impl Iterator<Item = &Memory> {
+        [self.outlived.get(key), self.latest.get(key)].into_iter().flatten().map(|memory| &**memory)
+    }
+}
 
 impl Memories {
-    /// Reads or changes what is remembered of an object. An object made anew under its name starts afresh.
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads or changes what is remembered of an object. An object made anew under its name starts afresh; a token that is still to be
+    /// written for the one before is kept beside it.
     pub fn with<T>(&self, key: &ObjectKey, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> T {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let memory = all.entry(key.clone()).or_insert_with(|| Box::new(Memory::new(uid)));
-        if memory.uid != uid {
-            **memory = Memory::new(uid);
+        let mut all = self.all();
+        if let Some(memory) = all.of_mut(key, uid) {
+            return f(memory);
         }
-        f(memory)
+        let earlier = all.latest.insert(key.clone(), Box::new(Memory::new(uid)));
+        if let Some(earlier) = earlier.filter(|earlier| earlier.left.is_some() && earlier.held.is_some()) {
+            all.outlived.insert(key.clone(), earlier);
+        }
+        f(all.latest.entry(key.clone()).or_insert_with(|| Box::new(Memory::new(uid))))
     }
 
     /// What is remembered of an object. To look keeps nothing.
     #[must_use]
     pub fn of(&self, key: &ObjectKey, uid: &str) -> Memory {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.get(key).filter(|memory| memory.uid == uid);
-        known.map_or_else(|| Memory::new(uid), |memory| Memory::clone(memory))
+        self.all().of(key, uid).map_or_else(|| Memory::new(uid), Memory::clone)
     }
 
     /// Forgets an object that is gone, unless a pass over it is under way: that one forgets it as it ends. Returns whether
     /// a token was lost by it.
     pub fn forget(&self, key: &ObjectKey) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_idle = all.get(key).is_some_and(|memory| !memory.passing);
-        is_idle && all.remove(key).is_some_and(|memory| memory.held.is_some())
+        let mut all = self.all();
+        let is_idle = all.latest.get(key).is_some_and(|memory| !memory.passing);
+        is_idle && all.latest.remove(key).is_some_and(|memory| memory.held.is_some())
     }
 
     /// Whether a pass over the object is under way. It knows then that there was a call, and deals with it as it ends.
     #[must_use]
     pub fn defer_call(&self, key: &ObjectKey) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let passing = all.get_mut(key).filter(|memory| memory.passing);
+        let mut all = self.all();
+        let passing = all.latest.get_mut(key).filter(|memory| memory.passing);
         passing.map(|memory| memory.called = true).is_some()
     }
 
     /// Whether the status that we wrote last is this version.
     #[must_use]
     pub fn wrote_status(&self, key: &ObjectKey, version: &Version) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(key).and_then(|memory| memory.status.as_ref()).is_some_and(|(written, _)| written == version)
+        let all = self.all();
+        all.latest.get(key).and_then(|memory| memory.status.as_ref()).is_some_and(|(written, _)| written == version)
     }
 
     /// The watch has shown this version of the object: what we wrote up to it need not be remembered; and nothing at all of an object
     /// that is at rest.
     pub fn shown(&self, key: &ObjectKey, version: &Version) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(memory) = all.get_mut(key) else { return };
+        let mut all = self.all();
+        let Some(memory) = all.latest.get_mut(key) else { return };
         if memory.status.as_ref().is_some_and(|(written, _)| !written.is_newer_than(version)) {
             memory.status = None;
         }
         if memory.is_blank() {
-            all.remove(key);
+            all.latest.remove(key);
         }
     }
 
     /// Keeps an object that the watch shows no more, as long as a token is held for it. Returns whether one is; the pass that is under way, if there
     /// is one, deals with it as it ends.
     pub fn leave(&self, key: &ObjectKey, credential: &MoneyGoCredential) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let memory = all.get_mut(key).filter(|memory| Some(&memory.uid) == credential.metadata.uid.as_ref());
+        let mut all = self.all();
+        let memory = all.of_mut(key, credential.metadata.uid.as_deref().unwrap_or_default());
         let holding = memory.filter(|memory| memory.held.is_some() && !memory.passing);
         holding.map(|memory| memory.left = Some(Box::new(credential.clone()))).is_some()
     }
@@ -182,22 +211,32 @@ impl Memories {
     /// An object that the watch shows no more, with a token that is to be written for it.
     #[must_use]
     pub fn left(&self, key: &ObjectKey) -> Option<MoneyGoCredential> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(key)?.left.as_deref().cloned()
+        self.all().both(key).find_map(|memory| memory.left.as_deref().cloned())
+    }
+
+    /// Whether nothing is to be written for such an object any more. Then it is not kept beside the one that was made anew.
+    pub fn settle(&self, key: &ObjectKey, uid: &str) -> bool {
+        let mut all = self.all();
+        let is_settled = all.of(key, uid).is_none_or(|memory| memory.held.is_none());
+        if is_settled && all.outlived.get(key).is_some_and(|memory| memory.uid == uid) {
+            all.outlived.remove(key);
+        }
+        is_settled
     }
 
     /// Whether an object's token is not written yet.
     #[must_use]
     pub fn is_holding(&self, key: &ObjectKey) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(key).is_some_and(|memory| memory.held.is_some())
+        self.all().both(key).any(|memory| memory.held.is_some())
     }
 
     /// The objects whose tokens are not written yet.
     #[must_use]
     pub fn holding(&self) -> Vec<ObjectKey> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter(|(_, memory)| memory.held.is_some()).map(|(key, _)| key.clone()).collect()
+        let all = self.all();
+        let holding = all.latest.iter().chain(&all.outlived).filter(|(_, memory)| memory.held.is_some());
+        let keys: BTreeSet<_> = holding.map(|(key, _)| key).collect();
+        keys.into_iter().cloned().collect()
     }
 }
 

@@ -20,6 +20,12 @@ impl Action {
         Self { after: Some(after) }
     }
 
+    /// When either is due.
+    #[must_use]
+    pub fn sooner(self, other: Self) -> Self {
+        Self { after: [self.after, other.after].into_iter().flatten().min() }
+    }
+
     /// Not before something happens.
     #[must_use]
     pub fn await_change() -> Self {
@@ -37,7 +43,7 @@ const HANGING_AT_ONCE: usize = 8;
 pub struct Work<K> {
     /// In the order in which they were called.
     ready: VecDeque<K>,
-    /// The same of those that are expected to hang, who hung less often first: what once hung by chance would wait for all that do for good.
+    /// The same of those that are expected to hang. Who may have hung by chance comes first: it would wait for all that do for good.
     ready_to_hang: BTreeSet<(u32, u64, K)>,
     /// How many came to those.
     came: u64,
@@ -79,7 +85,7 @@ impl<K: Clone + Ord + Hash> Work<K> {
             match self.hung.get(&key) {
                 Some(hung) if *hung >= HANGS => {
                     self.came += 1;
-                    self.ready_to_hang.insert((*hung, self.came, key));
+                    self.ready_to_hang.insert(((*hung).min(HANGS + 1), self.came, key));
                 }
                 _ => self.ready.push_back(key),
             }
@@ -255,11 +261,15 @@ mod tests {
             work.done(key, Action::requeue(Duration::ZERO), now);
         };
         let all = || std::iter::successors(Some(0), |key| Some(key + 1)).take(100);
-        all().for_each(|key| work.call(key));
+        for key in all() {
+            work.call(key);
+        }
         for _ in 0..HANGS {
             let started: Vec<_> = std::iter::from_fn(|| work.start()).collect();
             assert_eq!(started.len(), 100);
-            started.into_iter().for_each(|key| end(&mut work, key, true));
+            for key in started {
+                end(&mut work, key, true);
+            }
         }
         // They go round, and hang once more each.
         for _ in all() {

@@ -75,7 +75,8 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
     let timeout = wanted.timeout.unwrap_or_else(|| timeout_for(waiting.len()));
     follow(std::pin::pin!(events), &mut waiting, Instant::now() + timeout, &mut report).await?;
     for (key, one) in &waiting {
-        report.tell(key, &Outcome::unanswered(one.now.status.as_ref(), timeout));
+        let answer = judge(&one.before, &one.request, &one.now, false);
+        report.tell(key, &answer.unwrap_or_else(|| Outcome::unanswered(one.now.status.as_ref(), timeout)));
     }
     Ok(report.verdict())
 }

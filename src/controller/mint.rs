@@ -189,8 +189,10 @@ impl Context {
     pub(super) async fn deliver_left(&self, key: &ObjectKey) -> Result<Action, Error> {
         let Some(credential) = self.shared.memories.left(key) else { return Ok(Action::await_change()) };
         let mut o = self.observe(&credential);
-        let has_ended =
-            self.remember(&o.owner, |memory| memory.held.take_if(|held| held.issue.life.is_expired(o.now)).is_some());
+        let has_ended = self.remember(&o.owner, |memory| {
+            let ended = memory.held.take_if(|held| held.issue.life.is_expired(o.now));
+            ended.inspect(|_| memory.left = None).is_some()
+        });
         let action = if has_ended {
             Self::log_dropped(key);
             Action::await_change()
@@ -198,11 +200,12 @@ impl Context {
             let sight = self.look(&mut o).await?;
             self.deliver_to_what_remains(&credential, &mut o, sight).await?
         };
-        if !self.shared.memories.is_holding(key) {
-            self.forget(key);
-            // Who was made anew under its name has waited for this, or in the queue that it was just taken out of.
-            if self.caches.uid(key).is_some() {
+        if self.shared.memories.settle(key, &o.owner.uid) {
+            if self.caches.uid(key).is_some() || self.shared.memories.is_holding(key) {
+                // It may have been made anew under its name meanwhile, or even be gone again.
                 self.call(key.clone());
+            } else {
+                self.forget(key);
             }
         }
         Ok(action)

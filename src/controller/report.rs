@@ -3,7 +3,6 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
@@ -11,8 +10,7 @@ use serde_json::Value;
 
 use super::observe::newest_version;
 use super::{
-    Context, ENDS_TOLD_AT_ONCE, FAILURES_BEFORE_REPORT, LISTS_WITHIN, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN,
-    WAITS_BEFORE_REPORT, key_of,
+    Context, FAILURES_BEFORE_REPORT, LISTS_WITHIN, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN, WAITS_BEFORE_REPORT, key_of,
 };
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
@@ -116,21 +114,24 @@ impl Context {
 
     /// Says of tokens that they have ended where no pass has: it hangs, or fails before it can say anything, or there is none, for the Secrets
     /// cannot be listed or the object is being deleted.
-    pub(super) async fn tell_of_ends(&self) {
-        if !self.shared.settings.leadership.is_leader() {
-            return;
-        }
+    /// These are the objects, and their places in the order in which they are told of.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (usize, ObjectKey)> + use<> {
+        let is_leader = self.shared.settings.leadership.is_leader();
+        let ends = if is_leader { self.next_ends() } else { Vec::new() };
+        ends.into_iter().enumerate()
+    }
+
+    fn next_ends(&self) -> Vec<ObjectKey> {
         let ended_by = schedule::before(self.now(), PASSES_TELL_WITHIN);
         // Those that cannot be told of must not keep the others from it: who comes next is next.
         let mut last = self.last_end.lock().unwrap_or_else(PoisonError::into_inner).take();
         let past = self.caches.ready_past(ended_by, last.as_ref(), MOST_TOLD_OF_ENDS);
         last = past.last().cloned().filter(|_| past.len() == MOST_TOLD_OF_ENDS);
         *self.last_end.lock().unwrap_or_else(PoisonError::into_inner) = last;
-        let tell = |key: ObjectKey| async move { self.tell_of_end(&key).await };
-        futures::stream::iter(past).for_each_concurrent(ENDS_TOLD_AT_ONCE, tell).await;
+        past
     }
 
-    async fn tell_of_end(&self, key: &ObjectKey) {
+    pub(super) async fn tell_of_end(&self, key: &ObjectKey) {
         let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { return };
         let mut o = self.observe(&credential);
         let has_ended = o.status.expires_at.is_some_and(|at| at <= o.now);

@@ -14,7 +14,10 @@ use kube::{Api, Resource as _};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Context, DIGEST_KEY_RETRY, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST};
+use super::{
+    Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WATCH_RETRY_FIRST,
+    WATCH_RETRY_LAST,
+};
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
@@ -60,8 +63,15 @@ impl Context {
                 if self.shared.settings.leadership.is_leader() {
                     tracing::info!(namespace = %key.namespace(), name = %key.name(), reason = "Gone", "the object is gone: it gets no more tokens");
                 }
-                if !holders.iter().any(|holder| ObjectKey::of(holder) == key) || !self.leave(&key, &holders) {
-                    self.forget(&key);
+                // Of one before it: what is left of both is settled then.
+                let is_left = self.shared.memories.left(&key).is_some();
+                if !self.leave(&key, &holders) {
+                    if is_left {
+                        self.shared.settings.grants.forget(&key);
+                        self.call(key);
+                    } else {
+                        self.forget(&key);
+                    }
                 }
             }
             for holder in &holders {
@@ -348,7 +358,15 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
 pub(super) async fn look_for_ends(contexts: Arc<[Arc<Context>]>) {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
-        futures::future::join_all(contexts.iter().map(|context| context.tell_of_ends())).await;
+        // A namespace in turn with the others: in one of them all may hang.
+        let mut ends: Vec<_> =
+            contexts.iter().flat_map(|context| context.ends().map(move |end| (end, context))).collect();
+        ends.sort_by_key(|((place, _), _)| *place);
+        let tell = |((_, key), context): ((usize, ObjectKey), &Arc<Context>)| {
+            let context = Arc::clone(context);
+            async move { context.tell_of_end(&key).await }
+        };
+        futures::stream::iter(ends).for_each_concurrent(ENDS_TOLD_AT_ONCE, tell).await;
     }
 }
 

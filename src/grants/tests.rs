@@ -428,6 +428,25 @@ async fn who_failed_before_an_outage_is_a_witness_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_that_are_broken_each_by_itself_are_no_outage() {
+    let queue = Queue::new(FAST, 10);
+    let step = || tokio::time::sleep(Duration::from_millis(10));
+    for key in ["a", "b"] {
+        queue.fails(queue.admit(key, wall()));
+        step().await;
+        queue.answers(queue.admit("c", wall()));
+        step().await;
+        assert_eq!(queue.fails(queue.admit(key, wall())), Blame::Client, "{key}");
+        step().await;
+    }
+    for (key, blame) in [("a", Blame::Client), ("b", Blame::Endpoint), ("a", Blame::Endpoint), ("b", Blame::Endpoint)] {
+        assert_eq!(queue.fails(queue.admit(key, wall())), blame, "{key}");
+        step().await;
+    }
+    assert_eq!(queue.fails(queue.admit("c", wall())), Blame::Outage, "it was well, and is not answered either");
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_with_an_answer_between_them_are_no_outage() {
     let queue = Queue::new(FAST, 10);
     for (key, expected) in [("a", Blame::Endpoint), ("c", Blame::Endpoint), ("d", Blame::Endpoint)] {

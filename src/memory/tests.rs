@@ -77,7 +77,7 @@ fn a_held_token_is_never_shown() {
 #[test]
 fn what_the_watch_has_shown_and_what_is_blank_is_forgotten() {
     let memories = Memories::default();
-    let count = || memories.0.lock().unwrap().len();
+    let count = || memories.0.lock().unwrap().latest.len();
     assert_eq!(memories.of(&key("a"), "1").api_failures, 0);
     assert_eq!(count(), 0, "to look keeps nothing");
     memories.with(&key("a"), "1", |memory| memory.status = Some((version("7"), MoneyGoCredentialStatus::default())));
@@ -92,6 +92,32 @@ fn what_the_watch_has_shown_and_what_is_blank_is_forgotten() {
         memories.shown(&key(name), &version("9"));
     }
     assert_eq!(count(), 3, "an allowance that was used, a token, a pass");
+}
+
+/// The token of one that is gone is written beside whatever becomes of the one that was made anew.
+#[test]
+fn what_is_held_for_one_that_is_gone_outlives_the_next_of_its_name() {
+    let (memories, a) = (Memories::default(), key("a"));
+    let credential = |uid: &str| {
+        let mut credential = MoneyGoCredential::new("a", crate::crd::MoneyGoCredentialSpec::default());
+        credential.metadata.uid = Some(uid.to_owned());
+        credential
+    };
+    memories.with(&a, "1", |memory| memory.held = Some(held()));
+    assert!(memories.leave(&a, &credential("1")) && !memories.leave(&a, &credential("2")));
+    let left = || memories.left(&a).and_then(|left| left.metadata.uid);
+    for uid in ["2", "3"] {
+        assert!(memories.of(&a, uid).held.is_none(), "it is not the next one's");
+        memories.with(&a, uid, |memory| memory.api_failures = 4);
+        assert_eq!(memories.of(&a, uid).api_failures, 4);
+        assert_eq!((left().as_deref(), memories.of(&a, "1").held.is_some()), (Some("1"), true), "{uid}");
+        assert_eq!(memories.holding(), std::slice::from_ref(&a));
+        assert!(!memories.forget(&a), "the next one goes, and takes nothing along");
+    }
+    assert!(!memories.settle(&a, "1") && memories.is_holding(&a));
+    memories.with(&a, "1", |memory| (memory.held, memory.left) = (None, None));
+    assert!(memories.settle(&a, "1") && !memories.is_holding(&a) && left().is_none());
+    assert!(memories.0.lock().unwrap().outlived.is_empty());
 }
 
 #[test]

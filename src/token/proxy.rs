@@ -19,10 +19,16 @@ pub(super) fn check(url: &Url, variable: impl Fn(&str) -> Option<OsString>) -> R
         names.into_iter().find_map(value).filter(|(_, value)| !value.is_empty())
     };
     let of_scheme = if url.scheme() == "https" { ["HTTPS_PROXY", "https_proxy"] } else { ["HTTP_PROXY", "http_proxy"] };
-    let Some((name, proxy)) = set(of_scheme).or_else(|| set(["ALL_PROXY", "all_proxy"])) else { return Ok(()) };
-    let exceptions = set(["NO_PROXY", "no_proxy"]).map(|(_, value)| value).unwrap_or_default();
-    let through = |proxy: &str| Matcher::builder().all(proxy).no(exceptions.as_str()).build().intercept(&destination);
-    let is_excepted = through("http://any.example").is_none();
-    let is_spoken = through(&proxy).is_some_and(|proxy| matches!(proxy.uri().scheme_str(), Some("http" | "https")));
+    let (own, all) = (set(of_scheme), set(["ALL_PROXY", "all_proxy"]));
+    let Some((name, _)) = own.as_ref().or(all.as_ref()) else { return Ok(()) };
+    let text = |variable: &Option<(&str, String)>| variable.as_ref().map(|(_, text)| text.clone()).unwrap_or_default();
+    let exceptions = text(&set(["NO_PROXY", "no_proxy"]));
+    let through = |own: String, all: String| {
+        let matcher = Matcher::builder().https(own.clone()).http(own).all(all).no(exceptions.clone()).build();
+        matcher.intercept(&destination)
+    };
+    let is_excepted = through("http://any.example".to_owned(), String::new()).is_none();
+    let used = through(text(&own), text(&all));
+    let is_spoken = used.is_some_and(|proxy| matches!(proxy.uri().scheme_str(), Some("http" | "https")));
     if is_excepted || is_spoken { Ok(()) } else { Err(ConfigError::Proxy(name)) }
 }

@@ -1003,6 +1003,8 @@ fn refuses_a_proxy_that_would_be_passed_by() {
         // Not used.
         &[("HTTPS_PROXY", good), ("ALL_PROXY", "socks5://canary.example:1080")],
         &[("HTTPS_PROXY", good), ("https_proxy", "canary\n")],
+        // As curl does not, and reqwest does.
+        &[("HTTPS_PROXY", "canary\n"), ("ALL_PROXY", good)],
         &[("HTTPS_PROXY", "canary\n"), ("NO_PROXY", "other.example,.example")],
         &[("HTTPS_PROXY", "canary\n"), ("no_proxy", "*")],
     ] {
