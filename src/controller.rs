@@ -601,7 +601,8 @@ impl Context {
     /// How long a token of which people are told still lives: that it has ended is told at that moment, whatever keeps the next one from coming.
     fn lives_for(&self, key: &ObjectKey) -> Option<Duration> {
         let credential = self.caches.credential(key).and_then(Guarded::credential)?;
-        let (_, _, status) = self.newest_of(&owner_of(&credential))?;
+        let memory = self.shared.memories.of(key, &credential.uid().unwrap_or_default());
+        let (_, status) = observe::newest_version(&credential, &memory);
         let left = status.expires_at.filter(|_| status::says_ready(&status))?.duration_since(self.now());
         Duration::try_from(left).ok().filter(|left| !left.is_zero())
     }

@@ -407,8 +407,8 @@ impl<K: Clone + Ord + Hash> State<K> {
     fn next_probe(&self) -> Option<Instant> {
         let outage = self.health.outage?;
         let has_a_token = |place: &&Place| !self.newcomers.contains_key(*place);
-        let ends = self.queue.keys().filter(has_a_token).map(|(urgency, _)| *urgency);
-        Some(outage.next_probe(ends.into_iter().find(|urgency| *urgency > outage.failed_at_wall)))
+        let mut ends = self.queue.keys().filter(has_a_token).map(|(urgency, _)| *urgency);
+        Some(outage.next_probe(ends.find(|urgency| *urgency > outage.failed_at_wall)))
     }
 
     fn start_if_possible(&mut self, limits: Limits) -> bool {

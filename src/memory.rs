@@ -124,8 +124,7 @@ struct All {
 
 impl All {
     fn of(&self, key: &ObjectKey, uid: &str) -> Option<&Memory> {
-        let known = [self.latest.get(key), self.outlived.get(key)];
-        known.into_iter().flatten().map(|memory| &**memory).find(|memory| memory.uid == uid)
+        self.both(key).find(|memory| memory.uid == uid)
     }
 
     fn of_mut(&mut self, key: &ObjectKey, uid: &str) -> Option<&mut Memory> {
@@ -147,14 +146,18 @@ impl Memories {
     /// written for the one before is kept beside it.
     pub fn with<T>(&self, key: &ObjectKey, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> T {
         let mut all = self.all();
-        if let Some(memory) = all.of_mut(key, uid) {
+        let All { latest, outlived } = &mut *all;
+        if let Some(memory) = outlived.get_mut(key).filter(|memory| memory.uid == uid) {
             return f(memory);
         }
-        let earlier = all.latest.insert(key.clone(), Box::new(Memory::new(uid)));
-        if let Some(earlier) = earlier.filter(|earlier| earlier.left.is_some() && earlier.held.is_some()) {
-            all.outlived.insert(key.clone(), earlier);
+        let memory = latest.entry(key.clone()).or_insert_with(|| Box::new(Memory::new(uid)));
+        if memory.uid != uid {
+            let earlier = std::mem::replace(memory, Box::new(Memory::new(uid)));
+            if earlier.left.is_some() && earlier.held.is_some() {
+                outlived.insert(key.clone(), earlier);
+            }
         }
-        f(all.latest.entry(key.clone()).or_insert_with(|| Box::new(Memory::new(uid))))
+        f(memory)
     }
 
     /// What is remembered of an object. To look keeps nothing.

@@ -10,7 +10,7 @@ use k8s_openapi::api::rbac::v1::PolicyRule;
 use moneygo_controlplane::Access;
 use moneygo_operator::crd::MoneyGoCredential;
 use serde_json::json;
-use stage::{Backend, SOON, Scene, Stage, condition};
+use stage::{Backend, Operator, SOON, Scene, Stage, condition};
 
 /// Long enough for the tests below, and short enough to wait for its end.
 const FIRST: Duration = Duration::from_secs(10);
@@ -128,12 +128,9 @@ async fn a_token_that_ends_while_no_secret_can_be_read_is_told_of_and_costs_none
     operator.stop().await;
 }
 
-/// Whoever looks after it from then on knows nothing of that token, and the one before it may be dead.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_could_not_be_written_before_its_object_left_the_selector_is_written_once_it_can() {
-    let stage = Stage::setup("left").cluster_wide().open().await;
-    let operator = stage.operator().start().await;
-    stage.subscribe("payments", json!({})).await;
+/// An object with a token, and the one that was asked for in its place and cannot be written.
+async fn with_a_token_that_is_held(stage: &Stage, operator: &Operator<'_>, spec: serde_json::Value) -> String {
+    stage.subscribe("payments", spec).await;
     stage.ready("payments").await;
     stage.call_for_secrets(targets(), &Backend::away().await).await;
     stage.request_refresh("payments", "now").await;
@@ -141,12 +138,25 @@ async fn a_token_that_could_not_be_written_before_its_object_left_the_selector_i
     while !operator.log().contains("trying again") {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    stage.patch("payments", json!({"metadata": {"labels": {"stage": "another"}}})).await;
-    // The operator has seen it go when it says something of what came later.
+    token
+}
+
+/// The operator has seen what became of an object when it says something of what came later. Then its token is written.
+async fn is_written_once_it_can(stage: &Stage, token: &str) {
     stage.credential("fence", json!({})).await;
     stage.says("fence", "Ready", "False", "CredentialsNotFound").await;
     stage.call_nobody().await;
     stage.until("it is written", SOON, |scene: &Scene| (scene.token("payments")? == token).then_some(())).await;
+}
+
+/// Whoever looks after it from then on knows nothing of that token, and the one before it may be dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_could_not_be_written_before_its_object_left_the_selector_is_written_once_it_can() {
+    let stage = Stage::setup("left").cluster_wide().open().await;
+    let operator = stage.operator().start().await;
+    let token = with_a_token_that_is_held(&stage, &operator, json!({})).await;
+    stage.patch("payments", json!({"metadata": {"labels": {"stage": "another"}}})).await;
+    is_written_once_it_can(&stage, &token).await;
     assert_eq!(stage.grants_of("payments"), 2);
     operator.stop().await;
 }
@@ -157,20 +167,10 @@ async fn a_token_that_could_not_be_written_before_its_object_was_made_anew_is_wr
     let stage = Stage::new("anew").await;
     let operator = stage.operator().start().await;
     let retained = || json!({"target": {"deletionPolicy": "Retain"}});
-    stage.subscribe("payments", retained()).await;
-    stage.ready("payments").await;
-    stage.call_for_secrets(targets(), &Backend::away().await).await;
-    stage.request_refresh("payments", "now").await;
-    let token = stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap().pop().unwrap().token;
-    while !operator.log().contains("trying again") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let token = with_a_token_that_is_held(&stage, &operator, retained()).await;
     stage.delete("payments").await;
     stage.credential("payments", retained()).await;
-    stage.credential("fence", json!({})).await;
-    stage.says("fence", "Ready", "False", "CredentialsNotFound").await;
-    stage.call_nobody().await;
-    stage.until("it is written", SOON, |scene: &Scene| (scene.token("payments")? == token).then_some(())).await;
+    is_written_once_it_can(&stage, &token).await;
     stage.ready("payments").await;
     assert_eq!(stage.grants_of("payments"), 2);
     assert!(!operator.log().contains("TokenDropped"));

@@ -42,6 +42,12 @@ struct Waiting {
     request: String,
 }
 
+impl Waiting {
+    fn answer(&self, patient: bool) -> Option<Outcome> {
+        judge(&self.before, &self.request, &self.now, patient)
+    }
+}
+
 type Key = (String, String);
 
 fn key(object: &MoneyGoCredential) -> Key {
@@ -75,8 +81,7 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
     let timeout = wanted.timeout.unwrap_or_else(|| timeout_for(waiting.len()));
     follow(std::pin::pin!(events), &mut waiting, Instant::now() + timeout, &mut report).await?;
     for (key, one) in &waiting {
-        let answer = judge(&one.before, &one.request, &one.now, false);
-        report.tell(key, &answer.unwrap_or_else(|| Outcome::unanswered(one.now.status.as_ref(), timeout)));
+        report.tell(key, &one.answer(false).unwrap_or_else(|| Outcome::unanswered(one.now.status.as_ref(), timeout)));
     }
     Ok(report.verdict())
 }
@@ -97,27 +102,25 @@ async fn follow(
     let patience = Instant::now() + PATIENCE;
     let mut patient = true;
     while !waiting.is_empty() {
-        tokio::select! {
+        let answered: Vec<_> = tokio::select! {
             () = tokio::time::sleep_until(deadline) => break,
             () = tokio::time::sleep_until(patience), if patient => {
                 patient = false;
-                let judged = waiting.iter().map(|(key, one)| (key.clone(), judge(&one.before, &one.request, &one.now, false)));
-                let answered: Vec<_> = judged.filter_map(|(key, outcome)| Some((key, outcome?))).collect();
-                for (key, outcome) in answered {
-                    waiting.remove(&key);
-                    spinner.clear();
-                    report.tell(&key, &outcome);
-                }
+                waiting.iter().filter_map(|(key, one)| Some((key.clone(), one.answer(patient)?))).collect()
             }
-            _ = paces.tick() => spinner.turn(&waits(waiting, deadline)),
+            _ = paces.tick() => {
+                spinner.turn(&waits(waiting, deadline));
+                Vec::new()
+            }
             event = events.next() => {
                 let Some(event) = event else { bail!("the watch of the objects ended") };
-                if let Some((key, outcome)) = answer(event?, waiting, patient) {
-                    waiting.remove(&key);
-                    spinner.clear();
-                    report.tell(&key, &outcome);
-                }
+                answer(event?, waiting, patient).into_iter().collect()
             }
+        };
+        for (key, outcome) in answered {
+            waiting.remove(&key);
+            spinner.clear();
+            report.tell(&key, &outcome);
         }
     }
     Ok(())
@@ -132,8 +135,8 @@ fn answer(event: Event, waiting: &mut BTreeMap<Key, Waiting>, patient: bool) -> 
     };
     let key = key(&object);
     let one = waiting.get_mut(&key)?;
-    let outcome = if is_gone { Some(Outcome::Gone) } else { judge(&one.before, &one.request, &object, patient) };
     one.now = object;
+    let outcome = if is_gone { Some(Outcome::Gone) } else { one.answer(patient) };
     Some((key, outcome?))
 }
 

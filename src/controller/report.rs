@@ -112,25 +112,21 @@ impl Context {
         }
     }
 
-    /// Says of tokens that they have ended where no pass has: it hangs, or fails before it can say anything, or there is none, for the Secrets
-    /// cannot be listed or the object is being deleted.
-    /// These are the objects, and their places in the order in which they are told of.
-    pub(super) fn ends(&self) -> impl Iterator<Item = (usize, ObjectKey)> + use<> {
-        let is_leader = self.shared.settings.leadership.is_leader();
-        let ends = if is_leader { self.next_ends() } else { Vec::new() };
-        ends.into_iter().enumerate()
-    }
-
-    fn next_ends(&self) -> Vec<ObjectKey> {
+    /// Objects whose tokens have ended with nobody told, which the leader is to tell of: those behind the last that were looked for.
+    pub(super) fn next_ends(&self) -> Vec<ObjectKey> {
+        if !self.shared.settings.leadership.is_leader() {
+            return Vec::new();
+        }
         let ended_by = schedule::before(self.now(), PASSES_TELL_WITHIN);
         // Those that cannot be told of must not keep the others from it: who comes next is next.
-        let mut last = self.last_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut last = self.last_end.lock().unwrap_or_else(PoisonError::into_inner);
         let past = self.caches.ready_past(ended_by, last.as_ref(), MOST_TOLD_OF_ENDS);
-        last = past.last().cloned().filter(|_| past.len() == MOST_TOLD_OF_ENDS);
-        *self.last_end.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        *last = past.last().cloned().filter(|_| past.len() == MOST_TOLD_OF_ENDS);
         past
     }
 
+    /// Says of a token that it has ended where no pass has: it hangs, or fails before it can say anything, or there is none, for the Secrets
+    /// cannot be listed or the object is being deleted.
     pub(super) async fn tell_of_end(&self, key: &ObjectKey) {
         let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { return };
         let mut o = self.observe(&credential);

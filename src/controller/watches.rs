@@ -59,25 +59,22 @@ impl Context {
             let own = shown.as_ref().is_some_and(|(key, version)| self.shared.memories.wrote_status(key, version));
             let holders = self.holders_that_may_go(&event);
             let folded = self.caches.fold_object(event);
+            for holder in holders {
+                let key = ObjectKey::of(&holder);
+                // It is gone, or was made anew in between.
+                let is_gone = self.caches.uid(&key) != holder.metadata.uid;
+                if is_gone && self.shared.memories.leave(&key, &holder) {
+                    self.settle(key);
+                }
+            }
             for key in folded.gone {
                 if self.shared.settings.leadership.is_leader() {
                     tracing::info!(namespace = %key.namespace(), name = %key.name(), reason = "Gone", "the object is gone: it gets no more tokens");
                 }
-                // Of one before it: what is left of both is settled then.
-                let is_left = self.shared.memories.left(&key).is_some();
-                if !self.leave(&key, &holders) {
-                    if is_left {
-                        self.shared.settings.grants.forget(&key);
-                        self.call(key);
-                    } else {
-                        self.forget(&key);
-                    }
-                }
-            }
-            for holder in &holders {
-                let key = ObjectKey::of(holder);
-                if self.caches.uid(&key).is_some_and(|uid| Some(&uid) != holder.metadata.uid.as_ref()) {
-                    self.leave(&key, &holders);
+                if self.shared.memories.left(&key).is_none() {
+                    self.forget(&key);
+                } else {
+                    self.settle(key);
                 }
             }
             if let Some((key, version)) = shown {
@@ -93,15 +90,10 @@ impl Context {
         .await;
     }
 
-    /// Keeps what is held for an object that is gone, or that was made anew in between. Returns whether something is.
-    fn leave(&self, key: &ObjectKey, holders: &[MoneyGoCredential]) -> bool {
-        let is_kept =
-            holders.iter().any(|holder| ObjectKey::of(holder) == *key && self.shared.memories.leave(key, holder));
-        if is_kept {
-            self.shared.settings.grants.forget(key);
-            self.call(key.clone());
-        }
-        is_kept
+    /// Has what is held for an object that is gone written.
+    fn settle(&self, key: ObjectKey) {
+        self.shared.settings.grants.forget(&key);
+        self.call(key);
     }
 
     /// The objects that an event may take away while a token is held for them.
@@ -359,13 +351,13 @@ pub(super) async fn look_for_ends(contexts: Arc<[Arc<Context>]>) {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         // A namespace in turn with the others: in one of them all may hang.
-        let mut ends: Vec<_> =
-            contexts.iter().flat_map(|context| context.ends().map(move |end| (end, context))).collect();
-        ends.sort_by_key(|((place, _), _)| *place);
-        let tell = |((_, key), context): ((usize, ObjectKey), &Arc<Context>)| {
+        let of = |context: &Arc<Context>| {
             let context = Arc::clone(context);
-            async move { context.tell_of_end(&key).await }
+            context.next_ends().into_iter().enumerate().map(move |(place, key)| (place, key, Arc::clone(&context)))
         };
+        let mut ends: Vec<_> = contexts.iter().flat_map(of).collect();
+        ends.sort_by_key(|(place, ..)| *place);
+        let tell = |(_, key, context): (usize, ObjectKey, Arc<Context>)| async move { context.tell_of_end(&key).await };
         futures::stream::iter(ends).for_each_concurrent(ENDS_TOLD_AT_ONCE, tell).await;
     }
 }
