@@ -186,8 +186,10 @@ async fn names_that_look_like_numbers_stay_names() {
         priorityClassName: "56"
         serviceAccount: {name: "78"}
         leaderElection: {leaseName: "90"}
+        caBundle: {secretName: "12"}
         metrics:
           serviceMonitor: {enabled: true, namespace: "11"}
+          podMonitor: {enabled: true, namespace: "11"}
           prometheusRule: {enabled: true, namespace: "22"}
           dashboard: {enabled: true, namespace: "33"}
     "#;
@@ -202,9 +204,83 @@ async fn names_that_look_like_numbers_stay_names() {
     }
 }
 
+/// Helm takes null for a default that is not wanted. Where there must be a value, that is refused; elsewhere there is nothing then, and no `<nil>`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_null_is_refused_or_as_good_as_empty() {
+    let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
+    let values: Value = serde_yaml::from_str(&fs::read_to_string(format!("{CHART}/values.yaml")).unwrap()).unwrap();
+    let schema: Value =
+        serde_json::from_str(&fs::read_to_string(format!("{CHART}/values.schema.json")).unwrap()).unwrap();
+    let (mut paths, mut refused) = (Vec::new(), 0);
+    named(&values, &schema, "", &mut paths);
+    assert!(paths.len() >= 150, "{} values", paths.len());
+    let everything = "{metrics: {serviceMonitor: {enabled: true}, podMonitor: {enabled: true}, prometheusRule: {enabled: true}, dashboard: {enabled: true}}, \
+        networkPolicy: {enabled: true}}";
+    for (path, default) in &paths {
+        let set = format!("--set={path}=null");
+        let template = ["template", "moneygo-operator", CHART, "--values=-", &set];
+        match tools.helm(&template, everything) {
+            Ok(rendered) => {
+                assert!(!rendered.contains("<nil>"), "{path}: {rendered}");
+                objects(&rendered).iter().for_each(|object| has_no_null(object, path));
+                let is_empty = [json!(""), json!([]), json!({})].contains(default);
+                assert!(
+                    is_empty || default.is_object(),
+                    "{path} is {default} where it is not null, and nobody was told"
+                );
+            }
+            Err(error) => {
+                let key = path.rsplit('.').next().unwrap();
+                assert!(error.contains("missing property") && error.contains(key), "{path}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 60 && refused < paths.len() - 60, "{refused} of {} are refused", paths.len());
+}
+
+/// Every value that the schema names, with its default.
+fn named(values: &Value, schema: &Value, place: &str, found: &mut Vec<(String, Value)>) {
+    for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+        if let Some(default) = values.get(key) {
+            named(default, schema, &path, found);
+            found.push((path, default.clone()));
+        }
+    }
+}
+
+fn has_no_null(value: &Value, path: &str) {
+    match value {
+        Value::Null => panic!("{path}: null"),
+        Value::Object(map) => map.values().for_each(|it| has_no_null(it, path)),
+        Value::Array(all) => all.iter().for_each(|it| has_no_null(it, path)),
+        _ => {}
+    }
+}
+
+/// Helm takes more for a release's name than the API server for a Service's.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_name_of_a_release_makes_names_that_are_accepted() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let tools = Tools::with_namespaces(plane).await;
+    for release in ["v1.prod", "1.2", "a.moneygo-operator.b", "0", &"a".repeat(53), &format!("{}.a", "1".repeat(51))] {
+        let template = ["template", release, CHART, "--namespace=moneygo-system"];
+        let rendered = tools.helm(&template, "").unwrap_or_else(|error| panic!("{release}: {error}"));
+        for service in of_kind(&objects(&rendered), "Service") {
+            let name = service["metadata"]["name"].as_str().unwrap();
+            let is_label = name.len() <= 63 && name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
+            assert!(is_label && name.starts_with(|c: char| c.is_ascii_lowercase()), "{release}: RFC 1035: {name}");
+        }
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "--filename=-"];
+        tools.kubectl(&apply, &rendered).unwrap_or_else(|error| panic!("{release}: {error}"));
+    }
+}
+
 /// Names and labels, wherever they are.
 fn are_texts(value: &Value, place: &str) {
-    const TEXTS: [&str; 5] = ["name", "namespace", "serviceAccountName", "priorityClassName", "resourceNames"];
+    const TEXTS: [&str; 7] =
+        ["name", "namespace", "serviceAccountName", "priorityClassName", "resourceNames", "matchNames", "secretName"];
     const MAPS: [&str; 4] = ["labels", "matchLabels", "podSelector", "selector"];
     let texts = |value: &Value, place: &str| match value {
         Value::Object(map) => assert!(map.values().all(|it| it.is_string() || it.is_object()), "{place}: {map:?}"),
@@ -331,6 +407,7 @@ fn is_selected(selector: &Value, labels: &Value) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_may_do_nothing_in_the_namespaces_of_another() {
     let plane = ControlPlane::shared().await.unwrap();
+    plane.install_crd(CRD).await.unwrap();
     let tools = Tools::with_namespaces(plane).await;
     let run = |verb: &str, values: &str| {
         let arguments = [verb, "sharded", CHART, "--namespace=moneygo-system", "--wait=hookOnly", "--values=-"];
@@ -482,6 +559,27 @@ fn upgrades_change_only_what_changed(tools: &Tools) {
     let differing: Vec<_> = upgraded.iter().filter(|(what, version)| installed.get(*what) != Some(version)).collect();
     assert!(matches!(differing[..], [(what, _)] if what.starts_with("Deployment ")), "{differing:?}");
     assert_eq!(upgraded.len(), installed.len());
+
+    // What the API server defaulted would stand in the way of another strategy.
+    for (values, strategy) in [
+        (&["--set=replicaCount=1", "--set=leaderElection.enabled=false"][..], "Recreate"),
+        (&["--set=strategy.rollingUpdate.maxSurge=1"], "RollingUpdate"),
+        (&["--set=strategy.type=Recreate"], "Recreate"),
+        (&["--set=strategy.type=RollingUpdate"], "RollingUpdate"),
+        (&["--set=strategy.type=Recreate"], "Recreate"),
+        (&[], "RollingUpdate"),
+    ] {
+        tools
+            .helm(&[&upgrade[..], &["--reset-values"], values].concat(), "")
+            .unwrap_or_else(|error| panic!("{values:?}: {error}"));
+        let get = [
+            "get",
+            "deployment/moneygo-operator",
+            "--namespace=moneygo-system",
+            "--output=jsonpath={.spec.strategy.type}",
+        ];
+        assert_eq!(tools.kubectl(&get, "").unwrap(), strategy, "{values:?}");
+    }
 }
 
 /// An object, and a Secret as the operator would write it. Returns the Secret's uid.

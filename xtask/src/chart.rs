@@ -36,7 +36,7 @@ fn crd_template(definition: &str) -> anyhow::Result<String> {
   labels:
     {{{{- include \"moneygo-operator.labels\" . | nindent 4 }}}}
   {{{{- $keep := .Values.crds.keep | ternary (dict \"helm.sh/resource-policy\" \"keep\") dict }}}}
-  {{{{- with mergeOverwrite $keep .Values.crds.annotations }}}}
+  {{{{- with mergeOverwrite $keep (.Values.crds.annotations | default dict) }}}}
   annotations:
     {{{{- toYaml . | nindent 4 }}}}
   {{{{- end }}}}
@@ -82,7 +82,8 @@ fn is_key(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
-/// The schema with the comments as descriptions. Its other keywords, and what describes the items of a list, are written by hand.
+/// The schema with the comments as descriptions, and with what may not be null. Its other keywords, and what describes the items of a list, are written by
+/// hand.
 fn schema(entries: &[Entry]) -> anyhow::Result<String> {
     let mut schema: Value = serde_json::from_str(SCHEMA).context("values.schema.json")?;
     for entry in entries {
@@ -93,8 +94,34 @@ fn schema(entries: &[Entry]) -> anyhow::Result<String> {
             property.insert("description".to_owned(), description.as_str().into());
         }
     }
+    require(&mut schema, &serde_yaml::from_str(VALUES).context("values.yaml")?);
     check_described("", &schema)?;
     Ok(format!("{}\n", serde_json::to_string_pretty(&schema)?))
+}
+
+/// Requires what has a default that is not empty: Helm takes null for a default that is not wanted, and a template would print it. Where the default is
+/// empty, and of maps of any keys, it is as good as an empty one. Returns whether anything is required.
+fn require(schema: &mut Value, default: &Value) -> bool {
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
+        return !matches!(default, Value::Object(_)) && !is_empty(default);
+    };
+    let is_required = |(key, property): (&String, &mut Value)| require(property, &default[key]).then(|| key.clone());
+    let required: Vec<String> = properties.iter_mut().filter_map(is_required).collect();
+    let requires = !required.is_empty();
+    if requires {
+        schema["required"] = required.into();
+    }
+    requires
+}
+
+fn is_empty(default: &Value) -> bool {
+    match default {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// Fails for a property that is not described, in a list, too.

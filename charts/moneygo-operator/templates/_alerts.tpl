@@ -18,14 +18,15 @@
 {{- printf "(%s or (last_over_time(%s[10m]) unless on (cluster, job, money_go_com_shard) %s))" $metric $metric (include "moneygo-operator.steadyLeader" (index . 0)) }}
 {{- end }}
 
-{{/* One value for each object, whichever replica tells of it: list ROOT, METRIC, MATCHERS. */}}
+{{/* One value for each object, whichever replica tells of it: list ROOT, METRIC, MATCHERS. A Prometheus that overrides `honorLabels`, as OpenShift's for users'
+     workloads, has the object's namespace in `exported_namespace`. */}}
 {{- define "moneygo-operator.ofObject" -}}
-max by (cluster, namespace, name) {{ include "moneygo-operator.told" . }}
+max by (cluster, namespace, exported_namespace, name) {{ include "moneygo-operator.told" . }}
 {{- end }}
 
 {{/* One for each object and reason that a condition has: list ROOT, MATCHERS. */}}
 {{- define "moneygo-operator.ofReason" -}}
-max by (cluster, namespace, name, reason) {{ include "moneygo-operator.told" (list (index . 0) "moneygo_credential_condition_reason" (index . 1)) }}
+max by (cluster, namespace, exported_namespace, name, reason) {{ include "moneygo-operator.told" (list (index . 0) "moneygo_credential_condition_reason" (index . 1)) }}
 {{- end }}
 
 {{/* All but what is the alert's own: list ROOT, ALERT, its values. */}}
@@ -36,7 +37,7 @@ max by (cluster, namespace, name, reason) {{ include "moneygo-operator.told" (li
 for: {{ . }}
 {{- end }}
 labels:
-  {{- toYaml (mergeOverwrite (dict "severity" .severity) $root.Values.metrics.prometheusRule.alertLabels) | nindent 2 }}
+  {{- toYaml (mergeOverwrite (dict "severity" .severity) ($root.Values.metrics.prometheusRule.alertLabels | default dict)) | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -47,7 +48,7 @@ labels:
 {{/* Prometheus' own braces are written as text, so that Helm leaves them alone. */}}
 {{- define "moneygo-operator.alerts" -}}
 {{- $alerts := .Values.metrics.prometheusRule.alerts }}
-{{- $object := "{{ $labels.namespace }}/{{ $labels.name }}" }}
+{{- $object := "{{ or $labels.exported_namespace $labels.namespace }}/{{ $labels.name }}" }}
 {{- $expiration := include "moneygo-operator.ofObject" (list . "moneygo_credential_expiration_timestamp_seconds" "") }}
 {{- $renewal := include "moneygo-operator.ofObject" (list . "moneygo_credential_renewal_timestamp_seconds" "") }}
 {{- $issued := include "moneygo-operator.ofObject" (list . "moneygo_credential_issued_timestamp_seconds" "") }}
@@ -128,13 +129,13 @@ labels:
   expr: |
     (
       {{ include "moneygo-operator.ofReason" (list $ `condition="Ready",reason!~"TokenValid|TokenExpired|InvalidClient|RequestRejected|RateLimited|EndpointUnavailable|BadResponse|Pending"`) }} == 1
-        or max by (cluster, namespace, name, reason) (
+        or max by (cluster, namespace, exported_namespace, name, reason) (
           {{ include "moneygo-operator.told" (list $ "moneygo_credential_condition_reason" `condition="Ready",reason="Pending"`) }}
             unless on (cluster, job, money_go_com_shard) moneygo_token_requests_longest_wait_seconds{{ include "moneygo-operator.matchers" (list $ "") }} > 60
         ) == 1
     )
-      unless on (cluster, namespace, name) {{ include "moneygo-operator.ofObject" (list $ "moneygo_credential_condition_reason" `condition="Refreshed",reason=~"InvalidClient|RequestRejected|RateLimited|EndpointUnavailable|BadResponse"`) }} == 1
-      unless on (cluster, namespace, name) {{ $suspended }} == 1
+      unless on (cluster, namespace, exported_namespace, name) {{ include "moneygo-operator.ofObject" (list $ "moneygo_credential_condition_reason" `condition="Refreshed",reason=~"InvalidClient|RequestRejected|RateLimited|EndpointUnavailable|BadResponse"`) }} == 1
+      unless on (cluster, namespace, exported_namespace, name) {{ $suspended }} == 1
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoCredentialNotReady" .) | trim | nindent 2 }}
   annotations:
     summary: "{{ $object }} has no token"
@@ -152,7 +153,7 @@ labels:
     count by (cluster) (moneygo_token_endpoint_up{{ include "moneygo-operator.matchers" (list $ "") }} == 0 and moneygo_leader{{ include "moneygo-operator.matchers" (list $ "") }} == 1) > 0
       or count by (cluster) (
         {{ include "moneygo-operator.ofObject" (list $ "moneygo_credential_condition_reason" $failing) }}
-          and max by (cluster, namespace, name) (last_over_time(moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ $failing) }}[10m] offset 5m))
+          and max by (cluster, namespace, exported_namespace, name) (last_over_time(moneygo_credential_condition_reason{{ include "moneygo-operator.matchers" (list $ $failing) }}[10m] offset 5m))
       ) > 0
   {{- include "moneygo-operator.alertHead" (list $ "MoneyGoEndpointFailing" .) | trim | nindent 2 }}
   annotations:

@@ -3,11 +3,18 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* The name of every object: the release's alone where the chart's is in it. 52 characters leave room for suffixes. */}}
+{{/* The name of every object: the release's alone where the chart's is in it. 52 characters leave room for suffixes. A release may have a dot in its name, and
+     no Service. */}}
 {{- define "moneygo-operator.fullname" -}}
 {{- $name := .Values.nameOverride | default .Chart.Name }}
 {{- $release := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
-{{- .Values.fullnameOverride | default $release | trunc 52 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | default $release | replace "." "-" | trunc 52 | trimSuffix "-" }}
+{{- end }}
+
+{{/* No Service begins with a digit, up to Kubernetes 1.35. */}}
+{{- define "moneygo-operator.serviceName" -}}
+{{- $name := include "moneygo-operator.fullname" . }}
+{{- printf (regexMatch "^[0-9]" $name | ternary "metrics-%s" "%s-metrics") $name }}
 {{- end }}
 
 {{- define "moneygo-operator.namespace" -}}
@@ -82,7 +89,7 @@ money-go.com/shard: {{ . | quote }}
 {{- end }}
 
 {{- define "moneygo-operator.commonLabels" -}}
-{{- with mergeOverwrite (dict) (.Values.global.commonLabels | default dict) .Values.commonLabels }}
+{{- with mergeOverwrite (dict) ((.Values.global | default dict).commonLabels | default dict) (.Values.commonLabels | default dict) }}
 {{- toYaml . }}
 {{- end }}
 {{- end }}
