@@ -16,6 +16,8 @@ use crate::words::length;
 
 /// By which the chart's Deployments are found: one of them is enough. A `nameOverride` changes the second, `commonLabels` may the first.
 pub const LABELS: [&str; 2] = ["app.kubernetes.io/part-of=moneygo-operator", "app.kubernetes.io/name=moneygo-operator"];
+/// The label that the chart gives each of a release's `shards`.
+const SHARD: &str = "money-go.com/shard";
 /// Where no flag says otherwise.
 pub const DEFAULT_TOKEN_URL: &str = "https://api.money-go.com/token";
 /// Where the flag is not given.
@@ -33,6 +35,8 @@ pub struct Operator {
     pub service_account: String,
     /// None: all.
     pub watched: Vec<String>,
+    /// It is one of several of a release, each with namespaces of its own.
+    pub is_shard: bool,
     pub label_selector: Option<String>,
     /// Where it asks for tokens. Never `Missing`.
     pub token_url: Lookup<String>,
@@ -115,6 +119,7 @@ impl Operator {
             ready_replicas: deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default(),
             service_account: account.unwrap_or_else(|| "default".to_owned()),
             watched: watched.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect(),
+            is_shard: deployment.labels().contains_key(SHARD),
             label_selector: value("--label-selector").filter(|selector| !selector.is_empty()),
             token_url: container.map_or_else(|| Lookup::Unknown("it has no container".to_owned()), token_url),
             selects: None,

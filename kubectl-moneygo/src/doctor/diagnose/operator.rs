@@ -103,10 +103,17 @@ impl Walk<'_> {
                 list(&watched)
             ),
             "nobody looks at the object",
-            format!(
-                "add it to the chart's watchNamespaces: helm upgrade … --set 'watchNamespaces={{{}}}'",
-                list_of(&watched, &self.namespace)
-            ),
+            match all {
+                [one] if !one.is_shard => format!(
+                    "add it to the chart's watchNamespaces: helm upgrade … --set 'watchNamespaces={{{}}}'",
+                    list_of(&watched, &self.namespace)
+                ),
+                // In the values of two it would be looked after twice.
+                _ => format!(
+                    "add {} to the watchNamespaces of one of them: of a release, or of one of its shards",
+                    self.namespace
+                ),
+            },
         )
     }
 

@@ -154,6 +154,22 @@ fn nothing_is_found_where_all_is_well() {
 }
 
 #[test]
+fn of_several_operators_one_is_to_watch_the_namespace() {
+    let watching = |namespace: &str, is_shard| Operator { watched: vec![namespace.into()], is_shard, ..operator() };
+    let remedy = |operators| {
+        let mut facts = healthy();
+        facts.operators = Lookup::Found(operators);
+        diagnose(&facts).into_iter().find(|finding| finding.cause == C::NotWatched).unwrap().remedy
+    };
+    let namespace = healthy().object.metadata.namespace.unwrap();
+    assert!(remedy(vec![watching("a", false)]).contains(&format!("--set 'watchNamespaces={{a,{namespace}}}'")));
+    for several in [vec![watching("a", false), watching("b", false)], vec![watching("a", true)]] {
+        let remedy = remedy(several);
+        assert!(remedy.contains("of one of them") && !remedy.contains("--set"), "{remedy}");
+    }
+}
+
+#[test]
 fn the_operator_and_what_is_around_it() {
     assert_eq!(causes(|f| f.served_versions = Lookup::Found(vec!["v2".into()])), [(Error, C::DefinitionOld)]);
     assert_eq!(causes(|f| f.namespace_ends = Lookup::Found(true)), [(Error, C::NamespaceEnding)]);
