@@ -102,6 +102,8 @@ struct Known {
 struct Secrets {
     known: HashMap<ObjectKey, Known>,
     listing: Option<HashSet<ObjectKey>>,
+    /// Read or written while a list is under way.
+    noted: HashSet<ObjectKey>,
     is_listed: bool,
     /// The newest version that the watch has shown, of whichever Secret.
     shown: Version,
@@ -174,6 +176,12 @@ impl Caches {
         let objects = index.objects.range::<ObjectKey, _>((from, Bound::Unbounded));
         let past = objects.filter(|(_, kept)| kept.figures.is_ready_past(moment));
         past.map(|(key, _)| key.clone()).take(limit).collect()
+    }
+
+    /// Whether the object's next token is to be asked for by then, as far as its status says.
+    #[must_use]
+    pub fn is_due(&self, key: &ObjectKey, moment: Timestamp) -> bool {
+        lock(&self.index).objects.get(key).is_some_and(|kept| kept.figures.is_due(moment))
     }
 
     /// Whether the watch has shown every Secret that there is, once.
@@ -430,6 +438,7 @@ impl Secrets {
         match event {
             Event::Init => {
                 self.listing = Some(HashSet::new());
+                self.noted.clear();
                 Vec::new()
             }
             Event::InitApply(secret) => {
@@ -469,7 +478,11 @@ impl Secrets {
     /// version, is gone.
     fn note(&mut self, key: &ObjectKey, facts: &Facts) -> bool {
         let is_gone = !self.known.contains_key(key) && self.shown.is_newer_than(&facts.version);
-        !is_gone && self.put(key, facts)
+        let is_news = !is_gone && self.put(key, facts);
+        if is_news && self.listing.is_some() {
+            self.noted.insert(key.clone());
+        }
+        is_news
     }
 
     /// Whether it is news. What is older than what is known is not.
@@ -478,10 +491,6 @@ impl Secrets {
             && (known == facts.version || known.is_newer_than(&facts.version))
         {
             return false;
-        }
-        // What is written while a list is under way may be missing from the list: its end must not take it away.
-        if let Some(listing) = &mut self.listing {
-            listing.insert(key.clone());
         }
         let Some(facts) = Packed::new(facts) else { return false };
         let looked_at = self.known.get(key).is_some_and(|known| known.look != Look::Never);
@@ -493,11 +502,16 @@ impl Secrets {
     fn end_of_list(&mut self) -> Vec<ObjectKey> {
         self.is_listed = true;
         let listed = self.listing.take().unwrap_or_default();
-        let gone: Vec<_> = self.known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
-        for key in &gone {
-            self.known.remove(key);
+        let noted = std::mem::take(&mut self.noted);
+        let unlisted: Vec<_> = self.known.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        for key in &unlisted {
+            // What was written while the list was under way may be missing from it, or be gone by then: that takes a look to tell.
+            match self.known.get_mut(key).filter(|_| noted.contains(key)) {
+                Some(known) => known.look = Look::Unsound,
+                None => drop(self.known.remove(key)),
+            }
         }
-        gone
+        unlisted
     }
 }
 

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Client, Resource as _, ResourceExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{ApiServer, in_place};
@@ -36,6 +36,7 @@ use crate::grants::{Grants, Permit};
 use crate::lease::Leadership;
 use crate::memory::{Memories, Memory};
 use crate::plan::{self, Observed, Plan};
+use crate::schedule;
 use crate::secret::{self, Owner, Version};
 use crate::status;
 use crate::telemetry::{Metrics, Probes};
@@ -46,6 +47,8 @@ use crate::work::{Action, Work};
 const CONCURRENCY_BESIDE_GRANTS: u16 = 32;
 /// Reconciles at the same time, beyond those, that hang: each may hold a connection to the API server.
 const CONCURRENCY_OF_WHAT_HANGS: usize = 32;
+/// Reconciles at the same time, beyond those, of objects whose turn it is to ask for a token: what hangs must not keep them from it.
+const CONCURRENCY_OF_TURNS: usize = 64;
 /// An object that waits for leave to ask for a token says so after this long. Most never wait.
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 /// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
@@ -58,14 +61,22 @@ const LISTS_WITHIN: Duration = Duration::from_secs(30);
 const MOST_TOLD_OF_ENDS: usize = 500;
 /// So many of them at the same time.
 const ENDS_TOLD_AT_ONCE: usize = 8;
+/// The first list of the namespaces is waited for no longer: without it a grant is made where one is being deleted, and that is all.
+const NAMESPACES_LISTED_WITHIN: Duration = Duration::from_secs(3);
+/// How often it is asked of those that wait to be looked at whether they are due.
+const ASKED_UNSEEN_EVERY: Duration = Duration::from_secs(1);
+/// So many of them are asked at a time: each takes some 30 µs.
+const MOST_ASKED_UNSEEN: usize = 500;
 /// The longest sleep of one object. Nothing is done on waking up early.
 const LONGEST_SLEEP: Duration = Duration::from_hours(12);
 /// After a stop is asked for: for what is under way.
 const STOP_LIMIT: Duration = Duration::from_millis(1700);
 /// After that: for writing the tokens that are still held. What is under way must not take it up.
 const LAST_WRITES_LIMIT: Duration = Duration::from_millis(500);
-/// So many of those at the same time.
-const LAST_WRITES_AT_ONCE: usize = 64;
+/// So many of those at the same time: each may hang.
+const LAST_WRITES_AT_ONCE: usize = 512;
+/// Between two attempts at one.
+const LAST_WRITE_RETRY: Duration = Duration::from_millis(100);
 /// For what runs beside the controllers, to end.
 const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
 /// Attempts to write a late token to the target of an object that is gone.
@@ -132,7 +143,7 @@ pub struct Context {
     caches: Arc<Caches>,
     /// The namespace that is watched; all of them where unset.
     namespace: Option<String>,
-    calls: mpsc::UnboundedSender<ObjectKey>,
+    calls: mpsc::UnboundedSender<Call>,
     opened_at: Instant,
     /// Whom the last look for ends came to, where there are more.
     last_end: Mutex<Option<ObjectKey>>,
@@ -141,9 +152,18 @@ pub struct Context {
 /// A part of the cluster with watches and a controller of its own: all of it, or one namespace.
 struct Scope {
     context: Arc<Context>,
-    called: mpsc::UnboundedReceiver<ObjectKey>,
+    called: mpsc::UnboundedReceiver<Call>,
     /// Of the objects and of the Secrets.
     listed: [oneshot::Receiver<()>; 2],
+    namespaces_listed: Option<oneshot::Receiver<()>>,
+}
+
+/// An object is to be looked at.
+enum Call {
+    /// Something happened.
+    Soon(ObjectKey),
+    /// It is its turn at the queue of grants.
+    First(ObjectKey),
 }
 
 /// What runs beside the controllers, and ends after them.
@@ -228,30 +248,62 @@ fn open(shared: &Arc<Shared>, namespace: Option<String>, background: &mut Backgr
         Arc::new(Context { shared, caches, namespace, calls, opened_at: Instant::now(), last_end: Mutex::default() });
     background.spawn(Arc::clone(&context).watch_secrets(secrets_are_listed));
     background.spawn(Arc::clone(&context).watch_objects(objects_are_listed));
-    if is_whole_cluster {
-        background.spawn(Arc::clone(&context).watch_namespaces());
-    }
-    Scope { context, called, listed: [objects_listed, secrets_listed] }
+    let namespaces_listed = is_whole_cluster.then(|| {
+        let (are_listed, listed) = oneshot::channel();
+        background.spawn(Arc::clone(&context).watch_namespaces(are_listed));
+        listed
+    });
+    Scope { context, called, listed: [objects_listed, secrets_listed], namespaces_listed }
 }
 
 /// Runs every scope's controller, each as soon as its own watches have shown what there is: a namespace that cannot be
 /// watched holds up no other. The process is ready once all of them have.
 async fn control(shared: &Shared, scopes: Vec<Scope>, shutdown: &CancellationToken) {
     let behind = AtomicUsize::new(scopes.len());
-    let controllers = scopes.into_iter().map(|Scope { context, called, listed }| {
+    let controllers = scopes.into_iter().map(|Scope { context, mut called, listed, namespaces_listed }| {
         let behind = &behind;
         async move {
-            if shutdown.run_until_cancelled(futures::future::join_all(listed)).await.is_none() {
+            let in_step = async {
+                futures::future::join_all(listed).await;
+                if let Some(listed) = namespaces_listed {
+                    let _ = tokio::time::timeout(NAMESPACES_LISTED_WITHIN, listed).await;
+                }
+            };
+            let mut work = Work::default();
+            if shutdown.run_until_cancelled(collect_until(in_step, &mut called, &mut work)).await.is_none() {
                 return;
             }
             if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
                 tracing::info!("the watches are in step");
                 shared.settings.probes.set_ready(true);
             }
-            reconcile_all(context, called, shutdown.clone()).await;
+            reconcile_all(context, called, work, shutdown.clone()).await;
         }
     });
     futures::future::join_all(controllers).await;
+}
+
+/// Who is called before anybody can be looked at is kept once, however often that is: it may be for long.
+async fn collect_until(
+    ready: impl Future<Output = ()>,
+    called: &mut mpsc::UnboundedReceiver<Call>,
+    work: &mut Work<ObjectKey>,
+) {
+    let mut ready = std::pin::pin!(ready);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut ready => return,
+            Some(call) = called.recv() => take(call, work),
+        }
+    }
+}
+
+fn take(call: Call, work: &mut Work<ObjectKey>) {
+    match call {
+        Call::Soon(key) => work.call(key),
+        Call::First(key) => work.call_first(key),
+    }
 }
 
 /// Runs until shutdown, then gives what is under way the time that a stop may take.
@@ -282,39 +334,42 @@ async fn stop_after(
     }
 }
 
-/// Writes what is held, again and again, as long as there is something and the caller waits; side by side, so that one write that hangs
-/// holds up no other.
+/// Writes what is held, each again and again, as long as the caller waits; side by side, so that one write that hangs holds up no other, nor its
+/// next attempt.
 async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
-    loop {
-        let holding = shared.memories.holding();
-        if holding.is_empty() {
-            return;
-        }
-        let write = |key: ObjectKey| async move {
+    let write = |key: ObjectKey| async move {
+        while shared.memories.is_holding(&key) {
             for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
                 let _ = Box::pin(reconcile(&key, Arc::clone(context))).await;
             }
-        };
-        futures::stream::iter(holding).for_each_concurrent(LAST_WRITES_AT_ONCE, write).await;
-        if !shared.memories.holding().is_empty() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            if shared.memories.is_holding(&key) {
+                tokio::time::sleep(LAST_WRITE_RETRY).await;
+            }
         }
-    }
+    };
+    futures::stream::iter(shared.memories.holding()).for_each_concurrent(LAST_WRITES_AT_ONCE, write).await;
 }
 
 /// Looks at whoever is called or due, so many at a time, until shutdown; from then on only at those that hold a token, all of them and at
 /// once: another's slow request must not keep it from being written. Returns as the last look ends. To drop it ends those that are under way.
 async fn reconcile_all(
     context: Arc<Context>,
-    mut called: mpsc::UnboundedReceiver<ObjectKey>,
+    mut called: mpsc::UnboundedReceiver<Call>,
+    mut work: Work<ObjectKey>,
     shutdown: CancellationToken,
 ) {
     let concurrency = context.shared.settings.token_concurrency.saturating_add(CONCURRENCY_BESIDE_GRANTS);
     let places = Arc::new(Semaphore::new(usize::from(concurrency)));
     let most = usize::from(concurrency) + CONCURRENCY_OF_WHAT_HANGS;
-    let (mut work, mut passes, mut stops) = (Work::default(), JoinSet::new(), false);
+    let has_room = |work: &Work<ObjectKey>, passes: &JoinSet<Passed>| {
+        passes.len() < if work.is_turn() { most + CONCURRENCY_OF_TURNS } else { most }
+    };
+    let (mut passes, mut stops) = (JoinSet::new(), false);
+    let mut those_unseen = tokio::time::interval_at(Instant::now() + ASKED_UNSEEN_EVERY, ASKED_UNSEEN_EVERY);
+    those_unseen.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = 0_usize;
     while !shutdown.is_cancelled() || !passes.is_empty() {
-        while passes.len() < most
+        while has_room(&work, &passes)
             && let Ok(place) = Arc::clone(&places).try_acquire_owned()
             && let Some(key) = work.start()
         {
@@ -336,8 +391,12 @@ async fn reconcile_all(
                     std::panic::resume_unwind(panic);
                 }
             },
-            Some(key) = called.recv() => work.call(key),
-            _ = places.acquire(), if work.is_waiting() && passes.len() < most => {}
+            Some(call) = called.recv() => take(call, &mut work),
+            _ = places.acquire(), if work.is_waiting() && has_room(&work, &passes) => {}
+            _ = those_unseen.tick(), if work.waiting().next().is_some() => {
+                context.queue_those_due(work.waiting(), round);
+                round = round.wrapping_add(1);
+            }
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => work.call_due(Instant::now()),
             () = shutdown.cancelled(), if !stops => {
                 stops = true;
@@ -345,8 +404,8 @@ async fn reconcile_all(
                 held.filter(|key| context.watches(key.namespace())).for_each(|key| work.call(key));
             }
         }
-        while let Ok(key) = called.try_recv() {
-            work.call(key);
+        while let Ok(call) = called.try_recv() {
+            take(call, &mut work);
         }
     }
 }
@@ -413,7 +472,7 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
         }
         Err(metadata) => {
             context.shared.settings.grants.withdraw(key);
-            span.around(Box::pin(context.report_broken(&metadata))).await
+            span.around(Box::pin(context.report_broken(&metadata))).await.map(|action| action.sooner(again))
         }
     };
     span.ended(Error::outcome(&result), result.is_err());
@@ -433,10 +492,7 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     if failures == 1 && !error.is_conflict() {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
-    let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10));
-    // A long step over what is left would find the token dead that could have been replaced in time.
-    let step = |left: Duration| (left / 4).max(Duration::from_secs(1)).min(left);
-    Action::requeue(context.lives_for(key).map_or(wait, |left| wait.min(step(left))))
+    Action::requeue(schedule::next_pass(failures, context.lives_for(key)))
 }
 
 impl Context {
@@ -454,6 +510,9 @@ impl Context {
         }
         if matches!(plan, Plan::Look | Plan::LookToMint) {
             sight = self.look(&mut o).await?;
+            if self.has_moved_on(&o) {
+                return Ok(Action::requeue(Duration::ZERO));
+            }
             plan = plan::plan(&o);
         }
         if matches!(plan, Plan::Mint(_)) && permit.is_none() {
@@ -465,6 +524,13 @@ impl Context {
         let action = self.carry_out(&mut o, plan, sight, permit).await?;
         self.remember(&o.owner, |memory| memory.api_failures = 0);
         Ok(action)
+    }
+
+    /// Whether the watch has shown since that the object is gone or being deleted, or has another spec: what was read says nothing of that.
+    fn has_moved_on(&self, o: &Observed) -> bool {
+        self.newest_of(&o.owner).is_none_or(|(credential, ..)| {
+            credential.metadata.generation != o.generation || self.is_ending(&o.owner, &credential) != o.ending
+        })
     }
 
     /// Nobody calls an object that is gone: what is left of it is settled as its last pass ends. Returns whether the object was

@@ -235,29 +235,39 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     /// hold it to the next refresh. The limiter is not asked: it takes two replicas that ask at the same moment, one of which stops.
     pub fn admit_last(self: &Arc<Self>, key: &K) -> Option<Permit<K>> {
         let mut state = self.state();
-        // What is given up on its way may have ended the token that is there.
-        let in_time = state.closes_at.is_some_and(|at| Instant::now() + ANSWERS_WITHIN <= at);
-        let may_start = in_time && state.has_room(self.limits);
+        let may_start = state.closes_at.is_some() && !state.is_too_late() && state.has_room(self.limits);
         may_start.then(|| {
             state.in_use += 1;
             Permit { grants: Arc::clone(self), key: key.clone() }
         })
     }
 
+    /// Whether an answer to who asks now would no longer be waited for. What is given up on its way may have ended the token that is there.
+    #[must_use]
+    pub fn is_too_late(&self) -> bool {
+        self.state().is_too_late()
+    }
+
     /// Queues an object of which it is known already that it needs a token: it is called when its turn comes. Returns whether it waits
-    /// now. It does not where that may take long, so that it can say so; nor where it has been called already.
+    /// now. It does not where it has no token and that may take long, so that it can say so; nor where it has been called already.
     pub fn enqueue(&self, key: &K, urgency: impl Into<Urgency>) -> bool {
         let mut state = self.state();
-        if state.closes_at.is_some()
-            || state.health.outage.is_some()
-            || state.called.contains_key(key)
-            || !state.is_short(self.limits)
+        let urgency = urgency.into();
+        let has_to_say_so = matches!(urgency, Urgency::New(_)) && !state.is_short(self.limits);
+        if state.closes_at.is_some() || state.health.outage.is_some() || state.called.contains_key(key) || has_to_say_so
         {
             return false;
         }
-        state.enqueue(key, urgency.into());
+        state.enqueue(key, urgency);
         self.changed.notify_one();
         true
+    }
+
+    /// Whether an object waits for its turn, or has been called.
+    #[must_use]
+    pub fn has(&self, key: &K) -> bool {
+        let state = self.state();
+        state.waiting.contains_key(key) || state.called.contains_key(key)
     }
 
     /// Whether an object should say that it waits.
@@ -396,6 +406,10 @@ impl<K: Clone + Ord + Hash> State<K> {
     fn may_start(&self, limits: Limits, now: Instant) -> bool {
         let probe_is_due = self.next_probe().is_none_or(|at| at <= now);
         self.has_room(limits) && self.next_start <= now && probe_is_due
+    }
+
+    fn is_too_late(&self) -> bool {
+        self.closes_at.is_some_and(|at| Instant::now() + ANSWERS_WITHIN > at)
     }
 
     /// Whether one more may ask. In an outage only one does.

@@ -287,8 +287,11 @@ fn decide(o: &Observed) -> Plan {
         return account(o);
     }
     match &o.held {
-        Some(_) if is_write_refused(o) => account(o),
+        // Before anything is said, too: what is there may be what nobody has looked at yet.
         Some(_) if !o.live => Plan::Look,
+        Some(_) if is_write_refused(o) => account(o),
+        // No write can succeed, and the refusals so far were for that.
+        Some(held) if is_immutable(o) && !held.is_stored => account(&Observed { failure: None, ..o.clone() }),
         Some(held) if held.is_stored && is_of_a_later_request(o, held) => Plan::Forget,
         Some(held) if held.is_stored || !is_overtaken(o, held) => Plan::Store,
         Some(_) => plan_grant(o, spec, Cause::Settle),
@@ -339,7 +342,9 @@ fn plan_token(o: &Observed, spec: &Resolved) -> Plan {
     }
     let mend = token.life().and_then(|life| mend(o, spec, life));
     match (mend, cause(o, spec, &token)) {
-        (Some(mend), _) if o.mend_at <= o.now => mend,
+        // Before anything is said, too: the marks that call for it may say something else than what was written.
+        (Some(Plan::Look), _) => Plan::Look,
+        (Some(mend), _) if o.mend_at <= o.now && !is_write_refused(o) => mend,
         (_, Some(Doubt::Cause(cause))) => plan_grant(o, spec, cause),
         (_, Some(Doubt::Look)) => Plan::Look,
         (Some(_), None) => account(o),
@@ -622,16 +627,11 @@ fn credentials_problem(o: &Observed) -> Option<(Reason, String)> {
 fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
     let obstacle = |reason, message| Some(Obstacle { reason, message, no_target: true });
     let name = &spec.target;
-    match o.status.target_name.as_deref() {
-        Some(earlier) if earlier != name => {
-            return obstacle(
-                Reason::TargetImmutable,
-                format!(
-                    "target.name is immutable and was \"{earlier}\": set it back, or create another MoneyGoCredential"
-                ),
-            );
-        }
-        _ => {}
+    if let Some(earlier) = o.status.target_name.as_deref().filter(|earlier| earlier != name) {
+        return obstacle(
+            Reason::TargetImmutable,
+            format!("target.name is immutable and was \"{earlier}\": set it back, or create another MoneyGoCredential"),
+        );
     }
     if let Some(rival) = &o.rival {
         return obstacle(
@@ -720,14 +720,20 @@ fn account_of(o: &Observed, asks: bool) -> Plan {
 pub fn account_without_secrets(o: &Observed, failure: Failure) -> Option<Box<Report>> {
     let is_unclear = o.spec.as_ref().is_ok_and(|spec| token(o, spec) == Token::Unclear);
     let has_ended = o.status.expires_at.is_some_and(|at| at <= o.now);
-    let marked = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| !life.is_expired(o.now));
-    if marked.is_some_and(|life| o.status.issued_at.is_some_and(|told| told < life.issued_at)) {
+    if holds_a_later_token(o) {
         return None;
     }
     // What the credentials lack is told without an attempt, which nobody would repeat.
     let failure = o.failure.clone().or_else(|| credentials_problem(o).is_none().then_some(failure));
     let Plan::Rest(report, _) = account(&Observed { failure, ..o.clone() }) else { return None };
     (report.ready.state != State::True && (has_ended || !is_unclear)).then_some(report)
+}
+
+/// Whether the target is marked with a living token that was issued later than the one that the status tells of.
+#[must_use]
+pub fn holds_a_later_token(o: &Observed) -> bool {
+    let marked = o.target.facts().and_then(|facts| facts.marks.life).filter(|life| !life.is_expired(o.now));
+    marked.is_some_and(|life| o.status.issued_at.is_some_and(|told| told < life.issued_at))
 }
 
 /// The same before the watch has shown the Secrets: that none is seen says nothing of them, nor of whose the target is.
@@ -949,9 +955,15 @@ pub struct Failed {
 }
 
 /// The failure that the status tells of, or a later one that could not be told yet (`untold`), unless it no longer counts:
-/// the spec or the credentials are others since, or `changed` says that something else is.
+/// the spec or the credentials are others since, `changed` says that something else is, or it was the endpoint's, which has come back since
+/// (`recovered_at`).
 #[must_use]
-pub fn standing_failure(o: &Observed, untold: Option<&Failed>, changed: bool) -> Option<Failure> {
+pub fn standing_failure(
+    o: &Observed,
+    untold: Option<&Failed>,
+    changed: bool,
+    recovered_at: Option<Timestamp>,
+) -> Option<Failure> {
     let stored = match &o.target {
         Target::Read { found: Found::Token(life), .. } => Some(*life),
         Target::Seen { facts, trusted: true } => facts.marks.life,
@@ -971,7 +983,10 @@ pub fn standing_failure(o: &Observed, untold: Option<&Failed>, changed: bool) ->
     let Failed { failure, generation, credentials } =
         told.into_iter().chain(untold).max_by_key(|failed| (is_credible(failed), failed.failure.at))?;
     let others = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
-    if changed || others || generation != o.generation {
+    // What was noted by a clock that was ahead is no recovery from what fails now.
+    let is_over = failure.reason == Reason::EndpointUnavailable
+        && recovered_at.is_some_and(|recovered| failure.at < recovered && recovered <= o.now);
+    if changed || others || is_over || generation != o.generation {
         return None;
     }
     let credible = schedule::is_credible_attempt(failure.at, failure.next_attempt_at, o.now);

@@ -81,9 +81,13 @@ impl Life {
     /// What this life becomes where the provider answered with the token that is there already.
     ///
     /// A later expiry is a prolonged token and counts as a new one; `earlier` is the life that was known. The provider's
-    /// whole seconds may seem to prolong a token by up to one second: that is no prolongation.
+    /// whole seconds may seem to prolong a token by up to one second: that is no prolongation. Nor is it one where the answer did not say
+    /// how long the token lives (`is_stated`): until the end that was taken for its own it is not taken for a later one.
     #[must_use]
-    pub fn of_repeated(self, earlier: Life) -> Self {
+    pub fn of_repeated(self, earlier: Life, is_stated: bool) -> Self {
+        if !is_stated && self.issued_at < earlier.expires_at {
+            return Self { expires_at: self.expires_at.min(earlier.expires_at), repeated: true, ..self };
+        }
         let off_by = self.expires_at.duration_since(earlier.expires_at);
         if off_by > SignedDuration::from_secs(1) {
             return self;
@@ -241,6 +245,16 @@ pub fn next_attempt(
     let left = expires_at.map(|at| at.duration_since(now)).filter(SignedDuration::is_positive);
     let wait = left.map_or(wait, |left| wait.min(backoff.share_of_what_is_left(left).max(MIN_GRANT_INTERVAL)));
     add(now, wait)
+}
+
+/// How long after the last of `failures` in a row, with which the API server kept a pass from its end, there is another: 200 ms doubling to 10 s. While
+/// a token lives it comes within a quarter of what is left of it (`left`), at least a second and never past its end: a longer step would find dead what could
+/// have been replaced in time.
+#[must_use]
+pub fn next_pass(failures: u32, left: Option<Duration>) -> Duration {
+    let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10));
+    let step = |left: Duration| (left / 4).max(Duration::from_secs(1)).min(left);
+    left.map_or(wait, |left| wait.min(step(left)))
 }
 
 /// Whether a failure that was recorded at `failed_at` can have happened by now. If not, a clock was wrong then or is now, and
@@ -443,16 +457,16 @@ mod tests {
     #[test]
     fn a_repeated_token_is_asked_for_halfway_then_a_second_apart_then_at_expiry() {
         let first = life(40);
-        let again = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(10)).of_repeated(first);
+        let again = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(10)).of_repeated(first, true);
         assert!(again.repeated);
         assert_eq!(again.expires_at, first.expires_at);
         assert_eq!(again.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:00:35Z"));
-        let late = Life::new(at("2026-01-01T00:00:39.2Z"), Duration::from_secs(1)).of_repeated(first);
+        let late = Life::new(at("2026-01-01T00:00:39.2Z"), Duration::from_secs(1)).of_repeated(first, true);
         assert_eq!(late.expires_at, first.expires_at);
         assert_eq!(late.refresh_at(Renew::ThirdLeft, "x"), first.expires_at);
-        let last = Life::new(at("2026-01-01T00:00:38.1Z"), Duration::from_secs(1)).of_repeated(first);
+        let last = Life::new(at("2026-01-01T00:00:38.1Z"), Duration::from_secs(1)).of_repeated(first, true);
         assert_eq!(last.refresh_at(Renew::ThirdLeft, "x"), last.expires_at, "not in its last second");
-        let prolonged = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(40)).of_repeated(first);
+        let prolonged = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(40)).of_repeated(first, true);
         assert!(!prolonged.repeated);
         let two = Life { repeated: true, ..life(2) };
         assert_eq!(two.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:00:01Z"), "a whole second is left then");
@@ -463,7 +477,7 @@ mod tests {
         let first = life(40);
         let seen = |off_by: i64| {
             let expires_at = add(first.expires_at, SignedDuration::from_millis(off_by));
-            let again = Life { expires_at, ..first }.of_repeated(first);
+            let again = Life { expires_at, ..first }.of_repeated(first, true);
             (again.repeated, again.expires_at.duration_since(first.expires_at).as_millis())
         };
         assert_eq!([-1001, -1000, 0, 1000].map(seen), [(true, -1001), (true, 0), (true, 0), (true, 0)]);
@@ -502,6 +516,32 @@ mod tests {
             let asked_for = backoff.wait(Some(SignedDuration::from_hours(1)), 2, "a", now);
             assert!(asked_for <= first * 2, "{backoff:?}: {asked_for}");
         }
+    }
+
+    #[test]
+    fn a_pass_that_failed_is_repeated_soon_and_never_past_the_end_of_a_token() {
+        let (millis, secs) = (Duration::from_millis, Duration::from_secs);
+        assert_eq!(
+            [1, 2, 6, 7, u32::MAX].map(|failures| next_pass(failures, None)),
+            [200, 400, 6400, 10_000, 10_000].map(millis)
+        );
+        let left = |left| next_pass(9, Some(left));
+        assert_eq!([60, 40, 20, 4, 3, 1].map(|left_secs| left(secs(left_secs))), [10, 10, 5, 1, 1, 1].map(secs));
+        assert_eq!(left(millis(300)), millis(300));
+        assert_eq!(next_pass(1, Some(secs(60))), millis(200));
+    }
+
+    #[test]
+    fn a_repeated_token_of_which_no_lifetime_is_stated_ends_when_it_was_taken_to_end() {
+        let hour = Duration::from_hours(1);
+        let first = Life::new(at("2026-01-01T00:00:00Z"), hour);
+        let again = Life::new(at("2026-01-01T00:40:00Z"), hour).of_repeated(first, false);
+        assert_eq!((again.expires_at, again.repeated), (first.expires_at, true));
+        assert_eq!(again.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:50:00Z"));
+        let at_its_end = Life::new(first.expires_at, hour);
+        assert_eq!(at_its_end.of_repeated(first, false), at_its_end, "that it is given tells that it lives");
+        let shorter = Life::new(at("2026-01-01T00:40:00Z"), Duration::from_mins(5)).of_repeated(first, false);
+        assert_eq!(shorter.expires_at, at("2026-01-01T00:45:00Z"));
     }
 
     #[test]

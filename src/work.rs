@@ -41,6 +41,8 @@ const HANGING_AT_ONCE: usize = 8;
 /// A work queue. `K` names an object.
 #[derive(Debug)]
 pub struct Work<K> {
+    /// Whose turn it is to ask for a token: their leave does not last. Who is here may be among the others, too.
+    turns: VecDeque<K>,
     /// In the order in which they were called.
     ready: VecDeque<K>,
     /// The same of those that are expected to hang. Who may have hung by chance comes first: it would wait for all that do for good.
@@ -62,6 +64,7 @@ pub struct Work<K> {
 impl<K> Default for Work<K> {
     fn default() -> Self {
         Self {
+            turns: VecDeque::new(),
             ready: VecDeque::new(),
             ready_to_hang: BTreeSet::new(),
             came: 0,
@@ -92,26 +95,55 @@ impl<K: Clone + Ord + Hash> Work<K> {
         }
     }
 
+    /// An object is to be looked at before all others, and be it expected to hang: it is its turn to ask for a token.
+    pub fn call_first(&mut self, key: K) {
+        if self.running.contains(&key) {
+            self.again.insert(key);
+        } else {
+            self.is_ready.insert(key.clone());
+            self.turns.push_back(key);
+        }
+    }
+
     /// The next object to be looked at: it runs from here on, and what was planned for later is off.
     pub fn start(&mut self) -> Option<K> {
-        let to_hang = if self.has_one_to_hang() { self.ready_to_hang.pop_first() } else { None };
-        let key = match to_hang {
-            Some((_, _, key)) => {
-                self.hanging.insert(key.clone());
-                key
+        loop {
+            let key = self.next()?;
+            // Whose turn it was has been looked at since, and not been called again.
+            if self.is_ready.remove(&key) {
+                self.forget_timer(&key);
+                self.running.insert(key.clone());
+                return Some(key);
             }
-            None => self.ready.pop_front()?,
-        };
-        self.is_ready.remove(&key);
-        self.forget_timer(&key);
-        self.running.insert(key.clone());
+            self.hanging.remove(&key);
+        }
+    }
+
+    fn next(&mut self) -> Option<K> {
+        if let Some(key) = self.turns.pop_front() {
+            return Some(key);
+        }
+        let to_hang = if self.has_one_to_hang() { self.ready_to_hang.pop_first() } else { None };
+        let Some((_, _, key)) = to_hang else { return self.ready.pop_front() };
+        self.hanging.insert(key.clone());
         Some(key)
     }
 
     /// Whether someone is there to be started.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        !self.ready.is_empty() || self.has_one_to_hang()
+        self.is_turn() || !self.ready.is_empty() || self.has_one_to_hang()
+    }
+
+    /// Whether it is somebody's turn to ask for a token.
+    #[must_use]
+    pub fn is_turn(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    /// Who waits to be looked at, in no order.
+    pub fn waiting(&self) -> impl Iterator<Item = &K> {
+        self.is_ready.iter()
     }
 
     /// Whether one that is expected to hang waits, and may.
@@ -284,6 +316,52 @@ mod tests {
         let running: Vec<_> = work.running.iter().copied().collect();
         end(&mut work, running[0], true);
         assert_eq!(work.start(), Some(1000));
+    }
+
+    #[test]
+    fn whose_turn_it_is_comes_before_all_others_once() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        for key in ["a", "b", "c"] {
+            work.call(key);
+        }
+        work.call_first("c");
+        work.call_first("d");
+        assert!(work.is_turn());
+        assert_eq!(start(&mut work), ["c", "d", "a", "b"]);
+        assert!(!work.is_turn() && !work.is_waiting());
+        work.call_first("a");
+        work.done("a", Action::await_change(), now);
+        assert_eq!(start(&mut work), ["a"], "as it ends");
+    }
+
+    #[test]
+    fn whose_turn_it_is_does_not_wait_for_those_that_hang() {
+        let (mut work, now) = (Work::default(), Instant::now());
+        let all: Vec<&'static str> = "a b c d e f g h i j".split(' ').collect();
+        let end = |work: &mut Work<&'static str>, key, hung| {
+            work.note_pace(&key, hung);
+            work.done(key, Action::await_change(), now);
+        };
+        for &key in &all {
+            work.call(key);
+        }
+        for _ in 0..HANGS {
+            assert_eq!(start(&mut work), all);
+            for &key in &all {
+                work.call(key);
+                end(&mut work, key, true);
+            }
+        }
+        assert_eq!(start(&mut work), all[..HANGING_AT_ONCE]);
+        assert_eq!(work.waiting().collect::<BTreeSet<_>>(), [&"i", &"j"].into());
+        work.call_first("j");
+        assert_eq!(start(&mut work), ["j"]);
+        end(&mut work, "j", true);
+        end(&mut work, "a", true);
+        assert_eq!(start(&mut work), ["i"], "j is among those that wait no more");
+        end(&mut work, "b", true);
+        assert_eq!(start(&mut work), [""; 0]);
+        assert_eq!(work.hanging.len(), HANGING_AT_ONCE - 1);
     }
 
     #[test]

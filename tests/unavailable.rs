@@ -19,6 +19,9 @@ const SECOND: Duration = Duration::from_mins(10);
 const AT_ONCE: usize = 33;
 /// More than those, each of which hangs for ten seconds; and fewer than the API server answers one user at once.
 const HANGING: usize = 42;
+/// Objects whose status hangs, and how long their tokens live: a third of that is left when the next is asked for.
+const MUTE: usize = 40;
+const SHORT: Duration = Duration::from_secs(24);
 /// Far less than what hangs does.
 const NOT_HELD_UP: Duration = Duration::from_secs(5);
 
@@ -221,5 +224,32 @@ async fn what_hangs_holds_up_no_other_object() {
     let all_ready = |scene: &Scene| (scene.credentials().filter(stage::is_ready).count() == HANGING + 3).then_some(());
     stage.until("all are Ready", SOON * 2, all_ready).await;
     assert_eq!(stage.moneygo.request_count(), HANGING + 3, "what was issued is kept until it can be written");
+    operator.stop().await;
+}
+
+/// What hangs for ten seconds each time is looked at eight at once: too few, where all that are due would wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_cannot_be_written_keeps_no_token_from_being_refreshed() {
+    let stage = Stage::setup("mute").moneygo(|moneygo| moneygo.expires_in(SHORT)).open().await;
+    let operator = stage.operator().flag("--token-requests-per-second=200").start().await;
+    let names: Vec<_> = (0..MUTE).map(|number| format!("mute-{number}")).collect();
+    for name in &names {
+        stage.subscribe(name, json!({})).await;
+    }
+    let all_ready = |scene: &Scene| (scene.credentials().filter(stage::is_ready).count() == MUTE).then_some(());
+    stage.until("all are Ready", SOON, all_ready).await;
+    let silent = Backend::silent().await;
+    stage.call_for_statuses(&names[0], &silent).await;
+    let begun = stage.moneygo.request_count();
+    stage.moneygo.wait_for_total_grants(begun + 3 * MUTE, SHORT * 4).await.unwrap();
+    let scene = stage.scene();
+    for name in &names {
+        let lives: Vec<_> = scene.history_of(name).map(|(seen, secret)| (*seen, stage::expires_at(secret))).collect();
+        assert!(lives.len() > 2, "{name} has had {} tokens", lives.len());
+        for two in lives.windows(2) {
+            assert!(two[1].0 < two[0].1, "{name} held an expired token for {:?}", two[1].0.duration_since(two[0].1));
+        }
+    }
+    stage.call_nobody().await;
     operator.stop().await;
 }

@@ -66,6 +66,12 @@ impl Figures {
         has_ended && self.conditions().any(is_ready)
     }
 
+    /// Whether the next token is to be asked for by then.
+    #[must_use]
+    pub fn is_due(&self, moment: Timestamp) -> bool {
+        self.refresh_at().is_some_and(|at| i64::from(at) <= moment.as_second())
+    }
+
     /// When the next token is asked for, in Unix seconds; not while the object is suspended.
     #[must_use]
     pub fn refresh_at(&self) -> Option<u32> {

@@ -298,8 +298,16 @@ fn a_secret_that_was_written_while_a_list_was_under_way_is_not_lost_by_its_end()
     watches.caches.fold_secret(Event::InitApply(secret("c", "s", 1)));
     // The list is as of before this write.
     let _ = watches.caches.note_secret(&key("x"), "t", &Facts::of(secret("t", "s", 9).meta()));
-    watches.caches.fold_secret(Event::InitDone);
+    let (written, is_trusted) = (Facts::of(secret("t", "s", 9).meta()), || {
+        watches.caches.target(&key("t")).is_some_and(|(facts, look)| look.trusts(&facts))
+    });
+    watches.caches.note_look(&key("t"), &written.version, true);
+    assert!(is_trusted());
+    assert!(watches.caches.fold_secret(Event::InitDone).contains(&key("a")));
     assert_eq!(watches.version("t").map(|(_, version)| version).as_deref(), Some("9"));
+    assert!(!is_trusted(), "the list may be as of after it was deleted, too: no event would tell");
+    watches.list_secrets(vec![secret("c", "s", 1)]);
+    assert_eq!(watches.version("t"), None, "by the next list it is settled");
 }
 
 // ---- Namespaces ------------------------------------------------------------------------------------------------------

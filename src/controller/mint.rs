@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::future::{Either, select};
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::observe::held_facts;
@@ -16,7 +17,7 @@ use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Issue, Owner, Version};
 use crate::status::{self, Failure};
-use crate::token::{AccessToken, BadResponse, ClientCredentials, TokenError};
+use crate::token::{BadResponse, ClientCredentials, Grant, LifetimeSource, TokenError};
 use crate::traces::Span;
 use crate::work::Action;
 
@@ -38,6 +39,12 @@ impl Context {
         }
         // The way here may have taken as long as a term. Who holds a token settles what becomes of it in any case.
         if cause != Cause::Settle && !self.shared.settings.leadership.is_leader() {
+            return Ok(Action::await_change());
+        }
+        if self.has_moved_on(o) {
+            return Ok(Action::requeue(Duration::ZERO));
+        }
+        if self.shared.settings.grants.is_too_late() {
             return Ok(Action::await_change());
         }
         self.remember(&o.owner, |memory| match cause.allowance() {
@@ -66,7 +73,7 @@ impl Context {
         match answer {
             Err((error, blame)) => self.attempt_failed(o, &error, blame).await,
             Ok(grant) => {
-                let life = lived(Life::new(asked_at, grant.lifetime.length), o, &sight, &spec, &grant.token);
+                let life = lived(asked_at, &grant, o, &sight, &spec);
                 if life.is_expired(o.now) {
                     return self.came_too_late(o).await;
                 }
@@ -302,9 +309,13 @@ impl Context {
 }
 
 /// The new token's life, in the light of what is there: the provider may have given the same token again.
-pub(super) fn lived(life: Life, o: &Observed, sight: &Sight, spec: &Resolved, token: &AccessToken) -> Life {
+fn lived(asked_at: Timestamp, grant: &Grant, o: &Observed, sight: &Sight, spec: &Resolved) -> Life {
+    let life = Life::new(asked_at, grant.lifetime.length);
+    let is_stated = grant.lifetime.source != LifetimeSource::Assumed;
     match o.target.life() {
-        Some(earlier) if sight.stored_token(o, spec) == Some(token.expose()) => life.of_repeated(earlier),
+        Some(earlier) if sight.stored_token(o, spec) == Some(grant.token.expose()) => {
+            life.of_repeated(earlier, is_stated)
+        }
         _ => life,
     }
 }

@@ -4,13 +4,12 @@ use kube::ResourceExt as _;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of, owner_of};
 use crate::caches::ObjectKey;
-use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason, Resolved, annotation};
+use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Resolved, annotation};
 use crate::digest::Match;
 use crate::error::Error;
 use crate::memory::{Attempt, HeldToken, Memory};
 use crate::plan::{self, Credentials, Held, Observed, Target};
 use crate::secret::{self, Claim, Facts, Found, Owner, Version};
-use crate::status;
 
 impl Context {
     pub(super) fn observe(&self, credential: &MoneyGoCredential) -> Observed {
@@ -85,13 +84,8 @@ impl Context {
             let of_target = attempt.target.is_some() && attempt.target != target;
             attempt.refresh_requested != o.refresh_requested || of_target
         });
-        let since = o.status.last_failure_time;
-        let unavailable = status::condition(&o.status, ConditionType::Refreshed)
-            .is_some_and(|refreshed| refreshed.reason == Reason::EndpointUnavailable.as_str());
-        let recovered = self.shared.settings.grants.recovered_at().filter(|_| unavailable);
-        // What was noted by a clock that was ahead is no recovery from what fails now.
-        let recovered = recovered.zip(since).is_some_and(|(recovered, since)| since < recovered && recovered <= o.now);
-        o.failure = plan::standing_failure(o, memory.untold.as_ref(), changed || recovered);
+        let recovered_at = self.shared.settings.grants.recovered_at();
+        o.failure = plan::standing_failure(o, memory.untold.as_ref(), changed, recovered_at);
     }
 
     pub(super) fn is_ending(&self, owner: &Owner, credential: &MoneyGoCredential) -> bool {

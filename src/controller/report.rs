@@ -135,7 +135,10 @@ impl Context {
             return;
         }
         let has_failed = self.shared.memories.of(key, &o.owner.uid).api_failures > 0;
-        let report = if o.ending {
+        let report = if o.ending && plan::holds_a_later_token(&o) {
+            // It came after the deletion, to a Secret that is retained.
+            None
+        } else if o.ending {
             match plan::account_while_asking(&Observed { outage: false, ..o.clone() }) {
                 Plan::Rest(report, _) => Some(report),
                 _ => None,

@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{
-    Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, Shared, WATCH_LASTS, WATCH_RETRY_FIRST,
-    WATCH_RETRY_LAST,
+    Call, Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, MOST_ASKED_UNSEEN, Shared, WATCH_LASTS,
+    WATCH_RETRY_FIRST, WATCH_RETRY_LAST,
 };
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
@@ -73,6 +73,8 @@ impl Context {
                 }
                 if self.shared.memories.left(&key).is_none() {
                     self.forget(&key);
+                    // Its timer ends with an empty pass.
+                    self.call(key);
                 } else {
                     self.settle(key);
                 }
@@ -121,10 +123,19 @@ impl Context {
         .await;
     }
 
-    pub(super) async fn watch_namespaces(self: Arc<Self>) {
+    pub(super) async fn watch_namespaces(self: Arc<Self>, listed: oneshot::Sender<()>) {
+        let mut listed = Some(listed);
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.shared.settings.client.clone());
         let events = watcher::watcher(api, watcher::Config::default()).backoff(backoff());
-        follow("Namespaces", events, |event| self.call_all(self.caches.fold_namespace(&event))).await;
+        follow("Namespaces", events, |event| {
+            self.call_all(self.caches.fold_namespace(&event));
+            if matches!(event, Event::InitDone)
+                && let Some(listed) = listed.take()
+            {
+                let _ = listed.send(());
+            }
+        })
+        .await;
     }
 
     pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
@@ -136,11 +147,35 @@ impl Context {
     }
 
     pub(super) fn call(&self, key: ObjectKey) {
-        if self.shared.memories.defer_call(&key) {
-            return;
+        if !self.shared.memories.defer_call(&key) {
+            // Only a controller that has ended does not listen.
+            let _ = self.calls.send(Call::Soon(key));
         }
-        // Only a controller that has ended does not listen.
-        let _ = self.calls.send(key);
+    }
+
+    /// It is the object's turn at the queue of grants.
+    fn call_first(&self, key: ObjectKey) {
+        if !self.shared.memories.defer_call(&key) {
+            let _ = self.calls.send(Call::First(key));
+        }
+    }
+
+    /// Those that are due while they wait to be looked at go to the queue of grants without: they may wait behind many that hang. Of more than
+    /// can be asked at a time, each `round` asks others.
+    pub(super) fn queue_those_due<'a>(&self, waiting: impl Iterator<Item = &'a ObjectKey>, round: usize) {
+        let (now, grants) = (self.now(), &self.shared.settings.grants);
+        let due: Vec<_> = waiting.filter(|key| self.caches.is_due(key, now) && !grants.has(key)).collect();
+        let parts = due.len().div_ceil(MOST_ASKED_UNSEEN).max(1);
+        for key in due.chunks(MOST_ASKED_UNSEEN).nth(round % parts).unwrap_or_default() {
+            let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { continue };
+            let o = self.observe(&credential);
+            // A status that cannot be written is behind its Secret, which takes a look. That tells when it is due.
+            let marked = o.target.facts().and_then(|facts| facts.marks.refresh_at);
+            let is_due = marked.is_none_or(|at| at <= o.now) && matches!(plan::plan(&o), Plan::Look | Plan::LookToMint);
+            if is_due && !self.shared.memories.of(key, &o.owner.uid).passing {
+                grants.enqueue(key, plan::urgency(&o));
+            }
+        }
     }
 
     /// A new object that can have a token goes to the queue of grants, and is called when its turn comes: a pass before that
@@ -300,9 +335,9 @@ fn call_everyone(contexts: &[Arc<Context>]) {
     }
 }
 
-fn call_one(contexts: &[Arc<Context>], key: &ObjectKey) {
+fn call_one(contexts: &[Arc<Context>], key: &ObjectKey, call: impl Fn(&Context, ObjectKey)) {
     for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
-        context.call(key.clone());
+        call(context, key.clone());
     }
 }
 
@@ -324,7 +359,7 @@ pub(super) async fn follow_leadership(shared: Arc<Shared>, contexts: Arc<[Arc<Co
 
 pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     let grants = Arc::clone(&shared.settings.grants);
-    grants.run(|key| call_one(&contexts, key)).await;
+    grants.run(|key| call_one(&contexts, key, Context::call_first)).await;
 }
 
 /// Compares the clocks, and looks at everything again after a jump: timers follow the monotonic clock, which stands still
@@ -337,7 +372,7 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
         let now = shared.clocks();
         let jumped = is_jump(std::mem::replace(&mut *shared.last_beat(), now), now);
         for key in shared.settings.grants.overlong() {
-            call_one(&contexts, &key);
+            call_one(&contexts, &key, Context::call);
         }
         if jumped {
             tracing::info!("a clock jumped: looking at everything again");

@@ -7,7 +7,7 @@ use kube::api::ObjectMeta;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::caches::ObjectKey;
-use crate::crd::{Reason, Resolved};
+use crate::crd::{DeletionPolicy, Reason, Resolved};
 use crate::digest::Match;
 use crate::error::Error;
 use crate::events::EventReason;
@@ -49,13 +49,7 @@ impl Context {
         o.failure = None;
         o.status.failed_attempts = None;
         self.stored(o, &written, held.issue.life, &held.issue);
-        let reason = match held.replaces {
-            _ if recovers => EventReason::Recovered,
-            Some(_) => EventReason::TokenRefreshed,
-            None => EventReason::TokenIssued,
-        };
-        let expires_at = held.issue.life.expires_at;
-        self.tell(o, reason, format!("the Secret \"{}\" holds a new token that expires at {expires_at}", spec.target));
+        self.tell_of_token(o, &spec, &held, recovers);
         if adopts {
             self.adopted(o);
         }
@@ -65,6 +59,24 @@ impl Context {
         let rest = self.account(o).await?;
         // A write that took long may have come after the token's own refresh time.
         Ok(if matches!(plan::plan(o), Plan::Rest(..)) { rest } else { Action::requeue(Duration::ZERO) })
+    }
+
+    fn tell_of_token(&self, o: &Observed, spec: &Resolved, held: &HeldToken, recovers: bool) {
+        let Life { expires_at, repeated, .. } = held.issue.life;
+        let reason = match held.replaces {
+            _ if recovers => EventReason::Recovered,
+            Some(_) if repeated => {
+                tracing::debug!(
+                    namespace = %o.owner.namespace, name = %o.owner.name, %expires_at,
+                    "the last request gave the token that was there already"
+                );
+                return;
+            }
+            Some(_) => EventReason::TokenRefreshed,
+            None => EventReason::TokenIssued,
+        };
+        let token = if repeated { "the token that it held before," } else { "a new token" };
+        self.tell(o, reason, format!("the Secret \"{}\" holds {token} that expires at {expires_at}", spec.target));
     }
 
     pub(super) async fn mend(&self, o: &mut Observed, issue: Issue, sight: Sight) -> Result<Action, Error> {
@@ -142,7 +154,12 @@ impl Context {
         self.remember(&o.owner, |memory| {
             memory.owner_refused_until = Some(schedule::add(self.now(), OWNER_REFUSED_FOR));
         });
-        let note = "the API server refuses to change the Secret's owner, so that it will not be deleted with this object: give the operator `delete` on Secrets, or set target.deletionPolicy to Retain";
+        let is_retained = o.spec.as_ref().is_ok_and(|spec| spec.deletion_policy == DeletionPolicy::Retain);
+        let note = if is_retained {
+            "the API server refuses to take the owner from the Secret, so that it WILL be deleted with this object, though target.deletionPolicy is Retain: give the operator `delete` on Secrets, or take away the Secret's ownerReference to this object"
+        } else {
+            "the API server refuses to change the Secret's owner, so that it will not be deleted with this object: give the operator `delete` on Secrets, or set target.deletionPolicy to Retain"
+        };
         self.tell(o, EventReason::OwnerRefused, note.to_owned());
     }
 

@@ -188,7 +188,11 @@ async fn who_is_known_to_need_a_token_is_queued_at_once_where_the_queue_is_short
         let expected = if key == "f" { Wait::Long } else { Wait::Short };
         assert_eq!(queue.grants.wait_of(&key), expected, "{key}");
     }
-    assert!(!queue.grants.enqueue(&"g", in_secs(-9)), "more than the limiter takes in five seconds: it is to say so");
+    let newcomer = Urgency::New(in_secs(-9));
+    assert!(!queue.grants.enqueue(&"g", newcomer), "more than the limiter takes in five seconds: it is to say so");
+    assert!(!queue.grants.has(&"g") && queue.grants.has(&"f"));
+    assert!(queue.grants.enqueue(&"g", in_secs(9)), "whose token lives has nothing to say");
+    queue.grants.withdraw(&"g");
     assert_eq!(queue.grants.wait_of(&"b"), Wait::Long);
     assert_eq!(queue.grants.overlong(), Vec::<Key>::new());
 }

@@ -1282,6 +1282,60 @@ fn a_change_of_the_target_lets_a_refused_write_be_tried_at_once() {
     assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
 }
 
+#[test]
+fn while_a_write_is_refused_a_living_token_is_told_of_whatever_changes() {
+    let changes: [Change; 2] = [
+        ("another refresh time", |w| w.respec(|spec| spec.renew = Renew::PercentLeft(50))),
+        ("another key", |w| w.respec(|spec| spec.authorization_key = Some("authorization".into()))),
+    ];
+    for (name, change) in changes {
+        let mut world = holding();
+        world.refuses_writes = true;
+        world.pass();
+        change(&mut world);
+        for _ in 0..4 {
+            world.pass();
+            assert_eq!(world.condition(ConditionType::Ready), ("True", "TokenValid"), "{name}");
+            assert_eq!(world.condition(ConditionType::Refreshed), ("False", "TargetForbidden"), "{name}");
+        }
+        assert_eq!(world.status.failed_attempts, Some(1), "{name}: tried once, for the change");
+        assert!(world.status.expires_at.is_some() && world.held.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_held_for_a_target_that_became_immutable_is_written_once_that_is_deleted() {
+    let mut world = holding();
+    let (token, ..) = world.held.clone().unwrap();
+    world.edit_target("kubectl", |secret| secret.immutable = Some(true));
+    world.forget_the_past();
+    world.settle();
+    assert_eq!(world.condition(ConditionType::Ready), ("True", "TokenValid"));
+    assert_eq!(world.condition(ConditionType::Refreshed), ("False", "TargetImmutable"));
+    assert_eq!((world.writes, world.held.is_some()), (0, true), "no write could succeed");
+    world.delete_target();
+    world.settle();
+    assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
+    world.assert_well();
+}
+
+#[test]
+fn a_refused_mend_is_not_tried_before_its_time() {
+    let mut world = scene();
+    world.edit_target("helm", |secret| secret.metadata.labels = None);
+    world.forget_the_past();
+    world.refuses_writes = true;
+    world.pass();
+    assert_eq!(world.condition(ConditionType::Refreshed), ("False", "TargetForbidden"));
+    world.settle();
+    assert_eq!(world.status.failed_attempts, Some(1));
+    world.refuses_writes = false;
+    world.now = world.again_at.unwrap();
+    world.settle();
+    assert_eq!((world.grants.len(), world.writes), (0, 1));
+    world.assert_well();
+}
+
 fn a_failure(reason: Reason, next_attempt_at: Timestamp) -> Failure {
     Failure { reason, message: "as told".into(), at: start(), attempts: 1, next_attempt_at }
 }
@@ -1516,17 +1570,17 @@ fn a_failure_stands_until_its_time_or_until_something_changes_that_may_mend_it()
     world.assert_conditions(("False", "InvalidClient"), ("False", "InvalidClient"), "True");
     let o = world.observe(false);
     assert!(o.failure.is_some());
-    assert!(standing_failure(&o, None, true).is_none(), "the request or the target is another");
+    assert!(standing_failure(&o, None, true, None).is_none(), "the request or the target is another");
     let generation = Observed { generation: Some(2), ..o.clone() };
-    assert!(standing_failure(&generation, None, false).is_none(), "the spec is another");
+    assert!(standing_failure(&generation, None, false, None).is_none(), "the spec is another");
     let credentials = Observed { credentials: Credentials::Seen(Version::default()), ..o.clone() };
-    assert!(standing_failure(&credentials, None, false).is_none(), "the credentials are others");
+    assert!(standing_failure(&credentials, None, false, None).is_none(), "the credentials are others");
     let missing = Observed { credentials: Credentials::Missing, ..o.clone() };
-    assert!(standing_failure(&missing, None, false).is_some(), "credentials that are gone mend nothing");
+    assert!(standing_failure(&missing, None, false, None).is_some(), "credentials that are gone mend nothing");
     let healed = Observed { status: MoneyGoCredentialStatus::default(), ..o.clone() };
-    assert!(standing_failure(&healed, None, false).is_none());
+    assert!(standing_failure(&healed, None, false, None).is_none());
     let later = Observed { now: add(o.now, secs(60)), ..o.clone() };
-    assert_eq!(standing_failure(&later, None, false), o.failure, "time alone changes nothing");
+    assert_eq!(standing_failure(&later, None, false, None), o.failure, "time alone changes nothing");
 }
 
 #[test]
@@ -1564,8 +1618,23 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
     let untold =
         Failed { failure: second.clone(), generation: o.generation, credentials: o.credentials.version().cloned() };
     let standing =
-        |o: &Observed, untold: &Failed| standing_failure(o, Some(untold), false).map(|failure| failure.attempts);
+        |o: &Observed, untold: &Failed| standing_failure(o, Some(untold), false, None).map(|failure| failure.attempts);
     assert_eq!(standing(&o, &untold), Some(2), "the later one counts");
+    let away = Failure { reason: Reason::EndpointUnavailable, ..told.clone() };
+    let since = |at, failure: Failure| {
+        let untold = Failed { failure, ..untold.clone() };
+        standing_failure(&o, Some(&untold), false, Some(at)).map(|failure| failure.attempts)
+    };
+    let back_at = add(told.at, secs(299));
+    assert_eq!(since(back_at, second.clone()), Some(2), "it was no failure of the endpoint's");
+    assert_eq!(since(back_at, Failure { at: second.at, attempts: 2, ..away.clone() }), Some(2), "it failed after that");
+    let at_once = add(told.at, secs(300) + SignedDuration::from_millis(1));
+    assert_eq!(
+        since(at_once, Failure { at: second.at, attempts: 2, ..away.clone() }),
+        None,
+        "the endpoint is back since"
+    );
+    assert_eq!(since(add(o.now, secs(1)), Failure { at: second.at, attempts: 2, ..away }), Some(2), "by a clock ahead");
     let older = Failed { failure: Failure { at: add(told.at, secs(-1)), ..second }, ..untold.clone() };
     assert_eq!(standing(&o, &older), Some(told.attempts));
     let silent = Observed { status: MoneyGoCredentialStatus::default(), ..o.clone() };

@@ -6,7 +6,7 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -44,14 +44,35 @@ impl Stage {
     /// From here on the API server calls a webhook before it writes a Secret of the stage with all of these labels, and writes none where it
     /// is not answered. Returns once that is so.
     pub async fn call_for_secrets(&self, labels: Value, backend: &Backend) {
+        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
+        self.call_for(rule, json!({"matchLabels": labels}), backend).await;
+        let trial = json!({"metadata": {"name": "trial", "labels": labels}});
+        self.until_refused(&serde_json::from_value(trial).unwrap()).await;
+    }
+
+    /// The same before it writes the status of any object of the stage, of which `trial` is one.
+    pub async fn call_for_statuses(&self, trial: &str, backend: &Backend) {
+        let rule = json!({
+            "apiGroups": ["money-go.com"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["moneygocredentials/status"],
+        });
+        self.call_for(rule, json!({}), backend).await;
+        let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+        let patch = Patch::Merge(json!({"status": {"failedAttempts": 99}}));
+        let refused = async {
+            while self.credentials().patch_status(trial, &dry, &patch).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(SOON, refused).await.expect("the trial is refused");
+    }
+
+    async fn call_for(&self, rule: Value, objects: Value, backend: &Backend) {
         let webhook = json!({
-            "name": "secrets.example.com",
+            "name": "leave.example.com",
             "clientConfig": {"url": backend.url},
-            "rules": [
-                {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]},
-            ],
+            "rules": [rule],
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
-            "objectSelector": {"matchLabels": labels},
+            "objectSelector": objects,
             "failurePolicy": "Fail",
             "timeoutSeconds": 10,
             "sideEffects": "None",
@@ -60,8 +81,6 @@ impl Stage {
         let configuration = json!({"metadata": {"name": self.namespace}, "webhooks": [webhook]});
         let configuration = serde_json::from_value(configuration).unwrap();
         self.webhooks().create(&PostParams::default(), &configuration).await.unwrap();
-        let trial = json!({"metadata": {"name": "trial", "labels": labels}});
-        self.until_refused(&serde_json::from_value(trial).unwrap()).await;
     }
 
     /// The API server heeds what is to be asked before a write some moments after it is there. Returns what the trial is answered then.

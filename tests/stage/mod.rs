@@ -59,7 +59,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 pub use admission::Backend;
 pub use canaries::{Canaries, base64, base64_within};
 pub use operator::{Operator, OperatorBuilder, Stopped};
-pub use scene::{Condition, Scene, Seen, condition, is_newer, is_ready, now, token_in, token_of};
+pub use scene::{Condition, Scene, Seen, condition, expires_at, is_newer, is_ready, now, token_in, token_of};
 
 /// The generated CRD.
 pub const CRD: &str = include_str!("../../crds/moneygocredentials.money-go.com.yaml");

@@ -14,7 +14,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt as _};
-use moneygo_operator::crd::MoneyGoCredential;
+use moneygo_operator::crd::{MoneyGoCredential, annotation};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -223,7 +223,7 @@ fn fold_secrets(scene: &watch::Sender<Scene>, event: Event<Secret>) {
     scene.send_modify(|scene| match event {
         Event::Init => scene.secrets.clear(),
         Event::InitApply(secret) | Event::Apply(secret) => {
-            if secret.annotations().contains_key(moneygo_operator::crd::annotation::ISSUED_AT) {
+            if secret.annotations().contains_key(annotation::ISSUED_AT) {
                 scene.history.push((now, secret.clone()));
             }
             scene.secrets.insert(secret.name_any(), secret);
@@ -267,4 +267,10 @@ pub fn token_of(secret: &Secret) -> String {
 /// The text under a key of a Secret.
 pub fn token_in(secret: &Secret, key: &str) -> Option<String> {
     String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+}
+
+/// When the token in a Secret ends, by its annotation.
+pub fn expires_at(secret: &Secret) -> SystemTime {
+    let at: jiff::Timestamp = secret.annotations()[annotation::EXPIRES_AT].parse().unwrap();
+    at.into()
 }

@@ -107,11 +107,11 @@ fn require(schema: &mut Value, default: &Value) -> bool {
     };
     let is_required = |(key, property): (&String, &mut Value)| require(property, &default[key]).then(|| key.clone());
     let required: Vec<String> = properties.iter_mut().filter_map(is_required).collect();
-    let requires = !required.is_empty();
-    if requires {
-        schema["required"] = required.into();
+    if required.is_empty() {
+        return false;
     }
-    requires
+    schema["required"] = required.into();
+    true
 }
 
 fn is_empty(default: &Value) -> bool {

@@ -95,6 +95,8 @@ const SCENARIOS: [Scenario; 7] = [
             "restart",
             "--test",
             "refresh",
+            "--test",
+            "unavailable",
         ],
     },
 ];

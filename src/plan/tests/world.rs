@@ -255,7 +255,7 @@ impl World {
             *request != self.refresh_requested
                 || target.is_some() && *target != facts.as_ref().map(|facts| facts.version.clone())
         });
-        o.failure = standing_failure(&o, None, changed);
+        o.failure = standing_failure(&o, None, changed, None);
         o
     }
 
@@ -377,14 +377,17 @@ impl World {
         self.account(&Observed { failure: Some(failure.in_milliseconds()), ..o.clone() });
     }
 
+    fn refuse(&mut self, o: &Observed) {
+        let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
+        let wait = o.failure.as_ref().and_then(|failure| failure.wait_before(Reason::TargetForbidden, &o.status, None));
+        let next = schedule::next_attempt(self.now, Backoff::Transient, wait, attempts, None, None, "x");
+        self.fail(o, Reason::TargetForbidden, attempts, next);
+    }
+
     pub(super) fn store(&mut self, o: &Observed) {
         let (token, issue, _) = self.held.clone().unwrap();
         if self.refuses_writes {
-            let attempts = o.failure.as_ref().map_or(1, |failure| failure.attempts + 1);
-            let wait =
-                o.failure.as_ref().and_then(|failure| failure.wait_before(Reason::TargetForbidden, &o.status, None));
-            let next = schedule::next_attempt(self.now, Backoff::Transient, wait, attempts, None, None, "x");
-            return self.fail(o, Reason::TargetForbidden, attempts, next);
+            return self.refuse(o);
         }
         (self.held, self.attempt) = (None, None);
         self.write(&token, &issue);
@@ -413,6 +416,9 @@ impl World {
         let facts = self.facts().unwrap();
         let token = secret::stored_token(self.target.as_ref().unwrap(), &facts, &spec).unwrap().to_owned();
         self.mends.take(self.now);
+        if self.refuses_writes {
+            return self.refuse(o);
+        }
         let mut issue = issue.clone();
         let known = matches!(o.credentials, Credentials::Read { content: Ok(Match::Same | Match::Different), .. });
         if let (false, true, Some(key), Some(secret)) = (known, is_restampable(o), &self.key, &self.credentials)

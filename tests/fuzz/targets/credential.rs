@@ -101,6 +101,6 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
         owner_refused: false,
         outage: false,
     };
-    observed.failure = plan::standing_failure(&observed, None, false);
+    observed.failure = plan::standing_failure(&observed, None, false, None);
     observed
 }

@@ -388,7 +388,7 @@ impl Turn<'_> {
 
 fn judge(o: &mut Observed, me: &Replica) {
     let changed = me.memory.attempt.as_ref().is_some_and(|attempt| attempt.refresh_requested != o.refresh_requested);
-    o.failure = plan::standing_failure(o, me.memory.untold.as_ref(), changed);
+    o.failure = plan::standing_failure(o, me.memory.untold.as_ref(), changed, None);
 }
 
 fn again(at: Option<Timestamp>) -> Next {
@@ -402,7 +402,7 @@ fn held_facts(held: &HeldToken, is_stored: bool) -> Held {
 fn lived(life: Life, o: &Observed, target: Option<&Shared<Secret>>, spec: &Resolved, token: &str) -> Life {
     let stored = target.and_then(|secret| secret::stored_token(secret, o.target.facts()?, spec));
     match o.target.life() {
-        Some(earlier) if stored == Some(token) => life.of_repeated(earlier),
+        Some(earlier) if stored == Some(token) => life.of_repeated(earlier, true),
         _ => life,
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use moneygo_operator::crd::Reason;
 use moneygo_operator::grants::MOST_TOLD;
 use moneygo_simulation::node::{Node, token_clients};
@@ -236,6 +237,21 @@ fn a_token_is_replaced_each_time_that_it_is_edited() {
             play.go(5 * SECOND);
             assert_eq!(play.token_of_grants(), (Some(number), number));
         }
+    });
+}
+
+#[test]
+fn what_is_seen_while_the_secrets_are_read_is_heeded_before_a_token_is_asked_for() {
+    play(calm(1, 100 * SECOND), |play| {
+        let refresh_at: Timestamp = status(&lock(&play.world))["refreshAt"].as_str().unwrap().parse().unwrap();
+        let due: Millis = time::true_time(refresh_at).try_into().unwrap();
+        play.begin(What::ApiSlow(4 * SECOND), HOUR);
+        play.go(due + 100 - play.now);
+        let suspension = play.begin(What::Suspended(OBJECT), HOUR);
+        play.go(20 * SECOND);
+        assert_eq!((play.token_of_grants(), posts(&lock(&play.world))), ((Some(1), 1), 1));
+        play.end(suspension);
+        play.until("another token", |world| token(world) == Some(2));
     });
 }
 
