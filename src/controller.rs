@@ -340,7 +340,11 @@ async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
     let write = |key: ObjectKey| async move {
         while shared.memories.is_holding(&key) {
             for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
-                let _ = Box::pin(reconcile(&key, Arc::clone(context))).await;
+                // What the API server refuses it would refuse again.
+                match Box::pin(reconcile(&key, Arc::clone(context))).await {
+                    Ok(action) if !action.is_within(LAST_WRITES_LIMIT) => return,
+                    _ => {}
+                }
             }
             if shared.memories.is_holding(&key) {
                 tokio::time::sleep(LAST_WRITE_RETRY).await;
@@ -361,17 +365,20 @@ async fn reconcile_all(
     let concurrency = context.shared.settings.token_concurrency.saturating_add(CONCURRENCY_BESIDE_GRANTS);
     let places = Arc::new(Semaphore::new(usize::from(concurrency)));
     let most = usize::from(concurrency) + CONCURRENCY_OF_WHAT_HANGS;
-    let has_room = |work: &Work<ObjectKey>, passes: &JoinSet<Passed>| {
-        passes.len() < if work.is_turn() { most + CONCURRENCY_OF_TURNS } else { most }
+    // Neither takes the room of the other: those whose turn it was may hang, too.
+    let has_room_for_turns = |passes: &JoinSet<Passed>| passes.len() < most + CONCURRENCY_OF_TURNS;
+    let has_room = |work: &Work<ObjectKey>, passes: &JoinSet<Passed>| passes.len() < most + work.turning();
+    let next = |work: &mut Work<ObjectKey>, passes: &JoinSet<Passed>| {
+        let turn = has_room_for_turns(passes).then(|| work.start_turn()).flatten();
+        turn.or_else(|| has_room(work, passes).then(|| work.start()).flatten())
     };
     let (mut passes, mut stops) = (JoinSet::new(), false);
     let mut those_unseen = tokio::time::interval_at(Instant::now() + ASKED_UNSEEN_EVERY, ASKED_UNSEEN_EVERY);
     those_unseen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_usize;
     while !shutdown.is_cancelled() || !passes.is_empty() {
-        while has_room(&work, &passes)
-            && let Ok(place) = Arc::clone(&places).try_acquire_owned()
-            && let Some(key) = work.start()
+        while let Ok(place) = Arc::clone(&places).try_acquire_owned()
+            && let Some(key) = next(&mut work, &passes)
         {
             if shutdown.is_cancelled() && !context.shared.memories.is_holding(&key) {
                 work.done(key, Action::await_change(), Instant::now());
@@ -381,6 +388,8 @@ async fn reconcile_all(
             passes.spawn(pass_over(key, place, Arc::clone(&context)));
         }
         let due = work.next_timer();
+        let may_start =
+            (work.is_turn() && has_room_for_turns(&passes)) || (work.is_waiting() && has_room(&work, &passes));
         tokio::select! {
             Some(ended) = passes.join_next() => match ended {
                 Ok(Passed { key, action, hung }) => {
@@ -392,7 +401,7 @@ async fn reconcile_all(
                 }
             },
             Some(call) = called.recv() => take(call, &mut work),
-            _ = places.acquire(), if work.is_waiting() && has_room(&work, &passes) => {}
+            _ = places.acquire(), if may_start => {}
             _ = those_unseen.tick(), if work.waiting().next().is_some() => {
                 context.queue_those_due(work.waiting(), round);
                 round = round.wrapping_add(1);
@@ -401,7 +410,7 @@ async fn reconcile_all(
             () = shutdown.cancelled(), if !stops => {
                 stops = true;
                 let held = context.shared.memories.holding().into_iter();
-                held.filter(|key| context.watches(key.namespace())).for_each(|key| work.call(key));
+                held.filter(|key| context.watches(key.namespace())).for_each(|key| work.call_first(key));
             }
         }
         while let Ok(call) = called.try_recv() {
@@ -492,7 +501,8 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     if failures == 1 && !error.is_conflict() {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
-    Action::requeue(schedule::next_pass(failures, context.lives_for(key)))
+    let wait = schedule::next_pass(failures, context.lives_for(key));
+    Action::requeue(context.due_in(key).map_or(wait, |due| wait.min(due)))
 }
 
 impl Context {
@@ -671,6 +681,14 @@ impl Context {
         let (_, status) = observe::newest_version(&credential, &memory);
         let left = status.expires_at.filter(|_| status::says_ready(&status))?.duration_since(self.now());
         Duration::try_from(left).ok().filter(|left| !left.is_zero())
+    }
+
+    /// When the token in the target is to be replaced, by what is marked there: a status that cannot be written tells of an earlier one.
+    fn due_in(&self, key: &ObjectKey) -> Option<Duration> {
+        let credential = self.caches.credential(key).and_then(Guarded::credential)?;
+        let o = self.observe(&credential);
+        let refresh_at = o.target.facts().and_then(|facts| facts.marks.refresh_at)?;
+        Duration::try_from(refresh_at.duration_since(o.now)).ok().filter(|left| !left.is_zero())
     }
 
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {

@@ -270,6 +270,12 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         state.waiting.contains_key(key) || state.called.contains_key(key)
     }
 
+    /// Whether it is an object's turn: it was called, and has not come yet.
+    #[must_use]
+    pub fn has_called(&self, key: &K) -> bool {
+        self.state().called.contains_key(key)
+    }
+
     /// Whether an object should say that it waits.
     #[must_use]
     pub fn wait_of(&self, key: &K) -> Wait {

@@ -382,7 +382,9 @@ fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {
     }
 }
 
-fn is_immutable(o: &Observed) -> bool {
+/// Whether the target was found to take no writes any more.
+#[must_use]
+pub fn is_immutable(o: &Observed) -> bool {
     matches!(o.target, Target::Read { immutable: true, .. })
 }
 

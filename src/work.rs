@@ -1,7 +1,7 @@
 //! The work queue: which objects are to be looked at now, and which at a later moment. The same object is never looked at twice at
 //! once. What client-go's `workqueue` is to its controllers; no IO, no clock.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ impl Action {
     pub fn await_change() -> Self {
         Self { after: None }
     }
+
+    /// Whether it is to be within this time.
+    #[must_use]
+    pub fn is_within(self, time: Duration) -> bool {
+        self.after.is_some_and(|after| after <= time)
+    }
 }
 
 /// Who hung so often in a row is expected to hang again: once may have been chance.
@@ -41,38 +47,49 @@ const HANGING_AT_ONCE: usize = 8;
 /// A work queue. `K` names an object.
 #[derive(Debug)]
 pub struct Work<K> {
-    /// Whose turn it is to ask for a token: their leave does not last. Who is here may be among the others, too.
-    turns: VecDeque<K>,
+    /// Whose turn it is to ask for a token, in that order: their leave does not last.
+    turns: BTreeMap<u64, K>,
     /// In the order in which they were called.
-    ready: VecDeque<K>,
+    ready: BTreeMap<u64, K>,
     /// The same of those that are expected to hang. Who may have hung by chance comes first: it would wait for all that do for good.
-    ready_to_hang: BTreeSet<(u32, u64, K)>,
-    /// How many came to those.
+    ready_to_hang: BTreeMap<(u32, u64), K>,
+    /// Where each of them is.
+    place_of: HashMap<K, Place>,
+    /// How many came.
     came: u64,
-    is_ready: HashSet<K>,
     /// Whose last looks hung, and how many in a row.
     hung: HashMap<K, u32>,
     /// Of those, who are looked at now.
     hanging: HashSet<K>,
     running: HashSet<K>,
-    /// Called while they run.
-    again: HashSet<K>,
+    /// Of those, whose turn it was.
+    turning: HashSet<K>,
+    /// Called while they run, and whether it was for their turn.
+    again: HashMap<K, bool>,
     timers: BTreeSet<(Instant, K)>,
     timer_of: HashMap<K, Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Turn(u64),
+    Ready(u64),
+    ToHang(u32, u64),
 }
 
 impl<K> Default for Work<K> {
     fn default() -> Self {
         Self {
-            turns: VecDeque::new(),
-            ready: VecDeque::new(),
-            ready_to_hang: BTreeSet::new(),
+            turns: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            ready_to_hang: BTreeMap::new(),
+            place_of: HashMap::new(),
             came: 0,
-            is_ready: HashSet::new(),
             hung: HashMap::new(),
             hanging: HashSet::new(),
             running: HashSet::new(),
-            again: HashSet::new(),
+            turning: HashSet::new(),
+            again: HashMap::new(),
             timers: BTreeSet::new(),
             timer_of: HashMap::new(),
         }
@@ -83,67 +100,97 @@ impl<K: Clone + Ord + Hash> Work<K> {
     /// An object is to be looked at now: once, however often it is called before that.
     pub fn call(&mut self, key: K) {
         if self.running.contains(&key) {
-            self.again.insert(key);
-        } else if self.is_ready.insert(key.clone()) {
-            match self.hung.get(&key) {
-                Some(hung) if *hung >= HANGS => {
-                    self.came += 1;
-                    self.ready_to_hang.insert(((*hung).min(HANGS + 1), self.came, key));
-                }
-                _ => self.ready.push_back(key),
-            }
+            self.again.entry(key).or_insert(false);
+        } else if !self.place_of.contains_key(&key) {
+            let place = match self.hung.get(&key) {
+                Some(hung) if *hung >= HANGS => Place::ToHang((*hung).min(HANGS + 1), self.next_place()),
+                _ => Place::Ready(self.next_place()),
+            };
+            self.put(key, place);
         }
     }
 
     /// An object is to be looked at before all others, and be it expected to hang: it is its turn to ask for a token.
     pub fn call_first(&mut self, key: K) {
         if self.running.contains(&key) {
-            self.again.insert(key);
-        } else {
-            self.is_ready.insert(key.clone());
-            self.turns.push_back(key);
+            self.again.insert(key, true);
+        } else if !matches!(self.place_of.get(&key), Some(Place::Turn(_))) {
+            self.take_out(&key);
+            let place = Place::Turn(self.next_place());
+            self.put(key, place);
         }
     }
 
-    /// The next object to be looked at: it runs from here on, and what was planned for later is off.
+    fn next_place(&mut self) -> u64 {
+        self.came += 1;
+        self.came
+    }
+
+    fn put(&mut self, key: K, place: Place) {
+        self.place_of.insert(key.clone(), place);
+        match place {
+            Place::Turn(at) => self.turns.insert(at, key),
+            Place::Ready(at) => self.ready.insert(at, key),
+            Place::ToHang(hung, at) => self.ready_to_hang.insert((hung, at), key),
+        };
+    }
+
+    fn take_out(&mut self, key: &K) {
+        match self.place_of.remove(key) {
+            Some(Place::Turn(at)) => self.turns.remove(&at),
+            Some(Place::Ready(at)) => self.ready.remove(&at),
+            Some(Place::ToHang(hung, at)) => self.ready_to_hang.remove(&(hung, at)),
+            None => None,
+        };
+    }
+
+    /// The next object whose turn it is to ask for a token, as [`Self::start`].
+    pub fn start_turn(&mut self) -> Option<K> {
+        let key = self.turns.first_key_value().map(|(_, key)| key.clone())?;
+        self.turning.insert(key.clone());
+        Some(self.begin(key))
+    }
+
+    /// The next of the other objects to be looked at: it runs from here on, and what was planned for later is off.
     pub fn start(&mut self) -> Option<K> {
-        loop {
-            let key = self.next()?;
-            // Whose turn it was has been looked at since, and not been called again.
-            if self.is_ready.remove(&key) {
-                self.forget_timer(&key);
-                self.running.insert(key.clone());
-                return Some(key);
-            }
-            self.hanging.remove(&key);
+        if self.has_one_to_hang()
+            && let Some(key) = self.ready_to_hang.first_key_value().map(|(_, key)| key.clone())
+        {
+            self.hanging.insert(key.clone());
+            return Some(self.begin(key));
         }
+        let key = self.ready.first_key_value().map(|(_, key)| key.clone())?;
+        Some(self.begin(key))
     }
 
-    fn next(&mut self) -> Option<K> {
-        if let Some(key) = self.turns.pop_front() {
-            return Some(key);
-        }
-        let to_hang = if self.has_one_to_hang() { self.ready_to_hang.pop_first() } else { None };
-        let Some((_, _, key)) = to_hang else { return self.ready.pop_front() };
-        self.hanging.insert(key.clone());
-        Some(key)
+    fn begin(&mut self, key: K) -> K {
+        self.take_out(&key);
+        self.forget_timer(&key);
+        self.running.insert(key.clone());
+        key
     }
 
-    /// Whether someone is there to be started.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.is_turn() || !self.ready.is_empty() || self.has_one_to_hang()
-    }
-
-    /// Whether it is somebody's turn to ask for a token.
+    /// Whether someone is there to be started whose turn it is.
     #[must_use]
     pub fn is_turn(&self) -> bool {
         !self.turns.is_empty()
     }
 
+    /// Whether someone else is there to be started.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.ready.is_empty() || self.has_one_to_hang()
+    }
+
+    /// How many run whose turn it was.
+    #[must_use]
+    pub fn turning(&self) -> usize {
+        self.turning.len()
+    }
+
     /// Who waits to be looked at, in no order.
     pub fn waiting(&self) -> impl Iterator<Item = &K> {
-        self.is_ready.iter()
+        self.place_of.keys()
     }
 
     /// Whether one that is expected to hang waits, and may.
@@ -165,12 +212,18 @@ impl<K: Clone + Ord + Hash> Work<K> {
     pub fn done(&mut self, key: K, action: Action, now: Instant) {
         self.running.remove(&key);
         self.hanging.remove(&key);
+        self.turning.remove(&key);
         let at = action.after.map(|after| now.checked_add(after));
-        if self.again.remove(&key) || at.flatten().is_some_and(|at| at <= now) {
-            self.call(key);
-        } else if let Some(Some(at)) = at {
-            self.timers.insert((at, key.clone()));
-            self.timer_of.insert(key, at);
+        match self.again.remove(&key) {
+            Some(true) => self.call_first(key),
+            Some(false) => self.call(key),
+            None if at.flatten().is_some_and(|at| at <= now) => self.call(key),
+            None => {
+                if let Some(Some(at)) = at {
+                    self.timers.insert((at, key.clone()));
+                    self.timer_of.insert(key, at);
+                }
+            }
         }
     }
 
@@ -201,7 +254,7 @@ mod tests {
     use super::*;
 
     fn start(work: &mut Work<&'static str>) -> Vec<&'static str> {
-        std::iter::from_fn(|| work.start()).collect()
+        std::iter::from_fn(|| work.start_turn().or_else(|| work.start())).collect()
     }
 
     #[test]
@@ -247,7 +300,7 @@ mod tests {
         assert_eq!(start(&mut work), ["b"], "a was looked at meanwhile");
         work.call_due(after(3));
         assert_eq!(start(&mut work), ["c"]);
-        assert!(work.timer_of.is_empty() && work.timers.is_empty() && work.is_ready.is_empty());
+        assert!(work.timer_of.is_empty() && work.timers.is_empty() && work.place_of.is_empty());
     }
 
     #[test]
@@ -282,7 +335,7 @@ mod tests {
         work.call("a");
         work.call("b");
         assert_eq!(start(&mut work), ["b", "a"], "who went well is as all others, and one has room to hang");
-        assert!(!work.is_waiting() && work.is_ready.is_empty());
+        assert!(!work.is_waiting() && work.place_of.is_empty());
     }
 
     #[test]
@@ -324,14 +377,20 @@ mod tests {
         for key in ["a", "b", "c"] {
             work.call(key);
         }
-        work.call_first("c");
-        work.call_first("d");
+        for key in ["c", "d", "c"] {
+            work.call_first(key);
+        }
         assert!(work.is_turn());
         assert_eq!(start(&mut work), ["c", "d", "a", "b"]);
         assert!(!work.is_turn() && !work.is_waiting());
+        assert_eq!(work.turning(), 2);
         work.call_first("a");
+        work.call("a");
+        work.call("b");
+        work.done("b", Action::await_change(), now);
         work.done("a", Action::await_change(), now);
-        assert_eq!(start(&mut work), ["a"], "as it ends");
+        work.done("d", Action::await_change(), now);
+        assert_eq!((start(&mut work), work.turning()), (vec!["a", "b"], 2), "as it ends, and still before the others");
     }
 
     #[test]
@@ -356,12 +415,14 @@ mod tests {
         assert_eq!(work.waiting().collect::<BTreeSet<_>>(), [&"i", &"j"].into());
         work.call_first("j");
         assert_eq!(start(&mut work), ["j"]);
+        work.call("j");
         end(&mut work, "j", true);
         end(&mut work, "a", true);
-        assert_eq!(start(&mut work), ["i"], "j is among those that wait no more");
+        assert_eq!(start(&mut work), ["i"], "j has lost its place among those that wait");
         end(&mut work, "b", true);
-        assert_eq!(start(&mut work), [""; 0]);
-        assert_eq!(work.hanging.len(), HANGING_AT_ONCE - 1);
+        assert_eq!(start(&mut work), ["j"]);
+        assert_eq!((start(&mut work), work.hanging.len()), (vec![], HANGING_AT_ONCE));
+        assert!(work.turning() == 0 && work.ready_to_hang.is_empty() && work.place_of.is_empty());
     }
 
     #[test]

@@ -21,7 +21,7 @@ const AT_ONCE: usize = 33;
 const HANGING: usize = 42;
 /// Objects whose status hangs, and how long their tokens live: a third of that is left when the next is asked for.
 const MUTE: usize = 40;
-const SHORT: Duration = Duration::from_secs(24);
+const SHORT: Duration = Duration::from_secs(40);
 /// Far less than what hangs does.
 const NOT_HELD_UP: Duration = Duration::from_secs(5);
 

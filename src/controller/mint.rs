@@ -185,7 +185,7 @@ impl Context {
                     Ok(_) => return Ok(!o.ending),
                 },
                 Plan::Look => sight = self.look(o).await?,
-                Plan::Rest(..) => return Ok(!o.ending && plan::is_write_refused(o)),
+                Plan::Rest(..) => return Ok(!o.ending && (plan::is_write_refused(o) || plan::is_immutable(o))),
                 _ => return Ok(false),
             }
         }
@@ -314,7 +314,8 @@ fn lived(asked_at: Timestamp, grant: &Grant, o: &Observed, sight: &Sight, spec: 
     let is_stated = grant.lifetime.source != LifetimeSource::Assumed;
     match o.target.life() {
         Some(earlier) if sight.stored_token(o, spec) == Some(grant.token.expose()) => {
-            life.of_repeated(earlier, is_stated)
+            // That it was given as its end had come tells that it lives.
+            life.of_repeated(earlier, is_stated || earlier.is_expired(o.now))
         }
         _ => life,
     }

@@ -147,23 +147,22 @@ impl Context {
     }
 
     pub(super) fn call(&self, key: ObjectKey) {
-        if !self.shared.memories.defer_call(&key) {
-            // Only a controller that has ended does not listen.
-            let _ = self.calls.send(Call::Soon(key));
+        if self.shared.memories.defer_call(&key) {
+            return;
         }
-    }
-
-    /// It is the object's turn at the queue of grants.
-    fn call_first(&self, key: ObjectKey) {
-        if !self.shared.memories.defer_call(&key) {
-            let _ = self.calls.send(Call::First(key));
-        }
+        // Its turn may have come during its pass.
+        let is_turn = self.shared.settings.grants.has_called(&key);
+        // Only a controller that has ended does not listen.
+        let _ = self.calls.send(if is_turn { Call::First(key) } else { Call::Soon(key) });
     }
 
     /// Those that are due while they wait to be looked at go to the queue of grants without: they may wait behind many that hang. Of more than
     /// can be asked at a time, each `round` asks others.
     pub(super) fn queue_those_due<'a>(&self, waiting: impl Iterator<Item = &'a ObjectKey>, round: usize) {
         let (now, grants) = (self.now(), &self.shared.settings.grants);
+        if grants.is_outage() || !self.shared.settings.leadership.is_leader() {
+            return;
+        }
         let due: Vec<_> = waiting.filter(|key| self.caches.is_due(key, now) && !grants.has(key)).collect();
         let parts = due.len().div_ceil(MOST_ASKED_UNSEEN).max(1);
         for key in due.chunks(MOST_ASKED_UNSEEN).nth(round % parts).unwrap_or_default() {
@@ -172,7 +171,8 @@ impl Context {
             // A status that cannot be written is behind its Secret, which takes a look. That tells when it is due.
             let marked = o.target.facts().and_then(|facts| facts.marks.refresh_at);
             let is_due = marked.is_none_or(|at| at <= o.now) && matches!(plan::plan(&o), Plan::Look | Plan::LookToMint);
-            if is_due && !self.shared.memories.of(key, &o.owner.uid).passing {
+            // What is held needs no leave to be written.
+            if is_due && o.held.is_none() && !self.shared.memories.of(key, &o.owner.uid).passing {
                 grants.enqueue(key, plan::urgency(&o));
             }
         }
@@ -335,9 +335,9 @@ fn call_everyone(contexts: &[Arc<Context>]) {
     }
 }
 
-fn call_one(contexts: &[Arc<Context>], key: &ObjectKey, call: impl Fn(&Context, ObjectKey)) {
+fn call_one(contexts: &[Arc<Context>], key: &ObjectKey) {
     for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
-        call(context, key.clone());
+        context.call(key.clone());
     }
 }
 
@@ -359,7 +359,7 @@ pub(super) async fn follow_leadership(shared: Arc<Shared>, contexts: Arc<[Arc<Co
 
 pub(super) async fn call_from_queue(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
     let grants = Arc::clone(&shared.settings.grants);
-    grants.run(|key| call_one(&contexts, key, Context::call_first)).await;
+    grants.run(|key| call_one(&contexts, key)).await;
 }
 
 /// Compares the clocks, and looks at everything again after a jump: timers follow the monotonic clock, which stands still
@@ -372,7 +372,7 @@ pub(super) async fn beat(shared: Arc<Shared>, contexts: Arc<[Arc<Context>]>) {
         let now = shared.clocks();
         let jumped = is_jump(std::mem::replace(&mut *shared.last_beat(), now), now);
         for key in shared.settings.grants.overlong() {
-            call_one(&contexts, &key, Context::call);
+            call_one(&contexts, &key);
         }
         if jumped {
             tracing::info!("a clock jumped: looking at everything again");

@@ -7,7 +7,7 @@ use kube::api::ObjectMeta;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::caches::ObjectKey;
-use crate::crd::{DeletionPolicy, Reason, Resolved};
+use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
 use crate::error::Error;
 use crate::events::EventReason;
@@ -39,11 +39,12 @@ impl Context {
         };
         let adopts = plan::adopts(o);
         let recovers = self.recovers(o);
+        let is_told = recovers || held.replaces.is_none() || !held.issue.life.repeated;
         self.remember(&o.owner, |memory| {
             memory.held = None;
             memory.attempt = None;
             memory.untold = None;
-            memory.told = Some(Told::Token(held.issue.life.issued_at));
+            memory.told = is_told.then_some(Told::Token(held.issue.life.issued_at));
         });
         o.held = None;
         o.failure = None;
@@ -154,9 +155,9 @@ impl Context {
         self.remember(&o.owner, |memory| {
             memory.owner_refused_until = Some(schedule::add(self.now(), OWNER_REFUSED_FOR));
         });
-        let is_retained = o.spec.as_ref().is_ok_and(|spec| spec.deletion_policy == DeletionPolicy::Retain);
-        let note = if is_retained {
-            "the API server refuses to take the owner from the Secret, so that it WILL be deleted with this object, though target.deletionPolicy is Retain: give the operator `delete` on Secrets, or take away the Secret's ownerReference to this object"
+        let is_ours = o.target.facts().is_some_and(|facts| facts.owners.iter().any(|owner| owner.uid == o.owner.uid));
+        let note = if is_ours {
+            "the API server refuses to take the owner from the Secret, so that it WILL be deleted with this object: give the operator `delete` on Secrets, or take away the Secret's ownerReference to this object"
         } else {
             "the API server refuses to change the Secret's owner, so that it will not be deleted with this object: give the operator `delete` on Secrets, or set target.deletionPolicy to Retain"
         };

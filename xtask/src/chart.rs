@@ -105,13 +105,21 @@ fn require(schema: &mut Value, default: &Value) -> bool {
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
         return !matches!(default, Value::Object(_)) && !is_empty(default);
     };
-    let is_required = |(key, property): (&String, &mut Value)| require(property, &default[key]).then(|| key.clone());
+    let is_required = |(key, property): (&String, &mut Value)| {
+        let requires = require(property, &default[key]);
+        (requires && !has_a_meaning_as_null(key, property)).then(|| key.clone())
+    };
     let required: Vec<String> = properties.iter_mut().filter_map(is_required).collect();
     if required.is_empty() {
         return false;
     }
     schema["required"] = required.into();
     true
+}
+
+/// An alert that is null is none, and one that is to hold for null fires at once.
+fn has_a_meaning_as_null(key: &str, property: &Value) -> bool {
+    key == "for" || property.pointer("/properties/for").is_some()
 }
 
 fn is_empty(default: &Value) -> bool {

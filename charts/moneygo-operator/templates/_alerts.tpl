@@ -47,7 +47,7 @@ labels:
 
 {{/* Prometheus' own braces are written as text, so that Helm leaves them alone. */}}
 {{- define "moneygo-operator.alerts" -}}
-{{- $alerts := .Values.metrics.prometheusRule.alerts }}
+{{- $alerts := .Values.metrics.prometheusRule.alerts | default dict }}
 {{- $object := "{{ or $labels.exported_namespace $labels.namespace }}/{{ $labels.name }}" }}
 {{- $expiration := include "moneygo-operator.ofObject" (list . "moneygo_credential_expiration_timestamp_seconds" "") }}
 {{- $renewal := include "moneygo-operator.ofObject" (list . "moneygo_credential_renewal_timestamp_seconds" "") }}
