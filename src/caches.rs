@@ -178,10 +178,10 @@ impl Caches {
         past.map(|(key, _)| key.clone()).take(limit).collect()
     }
 
-    /// Whether the object's next token is to be asked for by then, as far as its status says.
+    /// Whether the object's next token may have to be asked for by then, as far as its status says.
     #[must_use]
-    pub fn is_due(&self, key: &ObjectKey, moment: Timestamp) -> bool {
-        lock(&self.index).objects.get(key).is_some_and(|kept| kept.figures.is_due(moment))
+    pub fn may_be_due(&self, key: &ObjectKey, moment: Timestamp) -> bool {
+        lock(&self.index).objects.get(key).is_some_and(|kept| kept.figures.may_be_due(moment))
     }
 
     /// Whether the watch has shown every Secret that there is, once.

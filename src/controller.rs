@@ -83,6 +83,8 @@ const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
 const LAST_ATTEMPTS: usize = 3;
 /// Between two attempts to write such a token where the API server refuses it.
 const REFUSED_WRITE_RETRY: Duration = Duration::from_secs(10);
+/// Between two looks for its sake where the API server does not answer.
+const LEFT_RETRY: Duration = Duration::from_secs(2);
 /// How long a repeated token of which the provider says that nothing is left may still live.
 const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
@@ -342,7 +344,7 @@ async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
             for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
                 // What the API server refuses it would refuse again.
                 match Box::pin(reconcile(&key, Arc::clone(context))).await {
-                    Ok(action) if !action.is_within(LAST_WRITES_LIMIT) => return,
+                    Ok(action) if !action.is_within(STOP_LIMIT + LAST_WRITES_LIMIT) => return,
                     _ => {}
                 }
             }
@@ -460,7 +462,7 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
         Ok(Action::await_change())
     };
     let Some(object) = context.caches.credential(key) else { return delivered };
-    let again = delivered.unwrap_or_else(|_| Action::requeue(REFUSED_WRITE_RETRY));
+    let again = delivered.unwrap_or_else(|_| Action::requeue(LEFT_RETRY));
     let started = std::time::Instant::now();
     let span = Span::of_look(key.namespace(), key.name(), object.meta().uid.as_deref());
     let result = match object.read() {
@@ -501,8 +503,7 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     if failures == 1 && !error.is_conflict() {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
-    let wait = schedule::next_pass(failures, context.lives_for(key));
-    Action::requeue(context.due_in(key).map_or(wait, |due| wait.min(due)))
+    Action::requeue(context.next_pass(key, failures))
 }
 
 impl Context {
@@ -674,21 +675,23 @@ impl Context {
         })
     }
 
-    /// How long a token of which people are told still lives: that it has ended is told at that moment, whatever keeps the next one from coming.
-    fn lives_for(&self, key: &ObjectKey) -> Option<Duration> {
-        let credential = self.caches.credential(key).and_then(Guarded::credential)?;
-        let memory = self.shared.memories.of(key, &credential.uid().unwrap_or_default());
-        let (_, status) = observe::newest_version(&credential, &memory);
-        let left = status.expires_at.filter(|_| status::says_ready(&status))?.duration_since(self.now());
-        Duration::try_from(left).ok().filter(|left| !left.is_zero())
-    }
-
-    /// When the token in the target is to be replaced, by what is marked there: a status that cannot be written tells of an earlier one.
-    fn due_in(&self, key: &ObjectKey) -> Option<Duration> {
-        let credential = self.caches.credential(key).and_then(Guarded::credential)?;
+    /// When an object is looked at again that the API server kept from it: that its token has ended is told at that moment, and it is replaced when that is
+    /// due. A status that cannot be written tells of an earlier token than the target does.
+    fn next_pass(&self, key: &ObjectKey, failures: u32) -> Duration {
+        let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else {
+            return schedule::next_pass(failures, None);
+        };
         let o = self.observe(&credential);
-        let refresh_at = o.target.facts().and_then(|facts| facts.marks.refresh_at)?;
-        Duration::try_from(refresh_at.duration_since(o.now)).ok().filter(|left| !left.is_zero())
+        let until = |at: Timestamp| {
+            let left = Duration::try_from(at.duration_since(o.now)).ok();
+            left.filter(|left| !left.is_zero())
+        };
+        let marks = o.target.facts().map(|facts| &facts.marks);
+        let told_end = o.status.expires_at.filter(|_| status::says_ready(&o.status)).and_then(until);
+        let marked_end = marks.and_then(|marks| until(marks.life?.expires_at));
+        let due = marks.and_then(|marks| until(marks.refresh_at?));
+        let wait = schedule::next_pass(failures, told_end.into_iter().chain(marked_end).min());
+        due.map_or(wait, |due| wait.min(due))
     }
 
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {

@@ -66,10 +66,10 @@ impl Figures {
         has_ended && self.conditions().any(is_ready)
     }
 
-    /// Whether the next token is to be asked for by then.
+    /// Whether the next token may have to be asked for by then: nobody knows when of an object that says nothing of one.
     #[must_use]
-    pub fn is_due(&self, moment: Timestamp) -> bool {
-        self.refresh_at().is_some_and(|at| i64::from(at) <= moment.as_second())
+    pub fn may_be_due(&self, moment: Timestamp) -> bool {
+        !self.is_suspended && self.refresh_at().is_none_or(|at| i64::from(at) <= moment.as_second())
     }
 
     /// When the next token is asked for, in Unix seconds; not while the object is suspended.

@@ -163,7 +163,7 @@ impl Context {
         if grants.is_outage() || !self.shared.settings.leadership.is_leader() {
             return;
         }
-        let due: Vec<_> = waiting.filter(|key| self.caches.is_due(key, now) && !grants.has(key)).collect();
+        let due: Vec<_> = waiting.filter(|key| self.caches.may_be_due(key, now) && !grants.has(key)).collect();
         let parts = due.len().div_ceil(MOST_ASKED_UNSEEN).max(1);
         for key in due.chunks(MOST_ASKED_UNSEEN).nth(round % parts).unwrap_or_default() {
             let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { continue };

@@ -39,18 +39,22 @@ impl Context {
         };
         let adopts = plan::adopts(o);
         let recovers = self.recovers(o);
-        let is_told = recovers || held.replaces.is_none() || !held.issue.life.repeated;
-        self.remember(&o.owner, |memory| {
+        let is_given_again = held.issue.life.repeated && held.replaces.is_some();
+        let was_told = self.remember(&o.owner, |memory| {
+            let was_told = is_given_again && matches!(memory.told, Some(Told::Token(_)));
+            let is_told = was_told || recovers || !is_given_again;
             memory.held = None;
             memory.attempt = None;
             memory.untold = None;
             memory.told = is_told.then_some(Told::Token(held.issue.life.issued_at));
+            was_told
         });
         o.held = None;
         o.failure = None;
         o.status.failed_attempts = None;
         self.stored(o, &written, held.issue.life, &held.issue);
-        self.tell_of_token(o, &spec, &held, recovers);
+        // The status could not say so yet.
+        self.tell_of_token(o, &spec, &held, recovers && !was_told);
         if adopts {
             self.adopted(o);
         }

@@ -1626,9 +1626,9 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
         standing_failure(&o, Some(&untold), false, Some(at)).map(|failure| failure.attempts)
     };
     let back_at = add(told.at, secs(299));
-    assert_eq!(since(back_at, second.clone()), Some(2), "it was no failure of the endpoint's");
     assert_eq!(since(back_at, Failure { at: second.at, attempts: 2, ..away.clone() }), Some(2), "it failed after that");
     let at_once = add(told.at, secs(300) + SignedDuration::from_millis(1));
+    assert_eq!(since(at_once, second.clone()), Some(2), "it was no failure of the endpoint's");
     assert_eq!(
         since(at_once, Failure { at: second.at, attempts: 2, ..away.clone() }),
         None,

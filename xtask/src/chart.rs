@@ -110,10 +110,13 @@ fn require(schema: &mut Value, default: &Value) -> bool {
         (requires && !has_a_meaning_as_null(key, property)).then(|| key.clone())
     };
     let required: Vec<String> = properties.iter_mut().filter_map(is_required).collect();
+    let Some(schema) = schema.as_object_mut() else { return false };
+    // As it was made before.
+    schema.remove("required");
     if required.is_empty() {
         return false;
     }
-    schema["required"] = required.into();
+    schema.insert("required".to_owned(), required.into());
     true
 }
 
