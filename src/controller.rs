@@ -682,10 +682,7 @@ impl Context {
             return schedule::next_pass(failures, None);
         };
         let o = self.observe(&credential);
-        let until = |at: Timestamp| {
-            let left = Duration::try_from(at.duration_since(o.now)).ok();
-            left.filter(|left| !left.is_zero())
-        };
+        let until = |at| schedule::until(at, o.now);
         let marks = o.target.facts().map(|facts| &facts.marks);
         let told_end = o.status.expires_at.filter(|_| status::says_ready(&o.status)).and_then(until);
         let marked_end = marks.and_then(|marks| until(marks.life?.expires_at));

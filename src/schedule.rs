@@ -257,6 +257,12 @@ pub fn next_pass(failures: u32, left: Option<Duration>) -> Duration {
     left.map_or(wait, |left| wait.min(step(left)))
 }
 
+/// How long it is until `at`. `None` where that is past.
+#[must_use]
+pub fn until(at: Timestamp, now: Timestamp) -> Option<Duration> {
+    Duration::try_from(at.duration_since(now)).ok().filter(|left| !left.is_zero())
+}
+
 /// Whether a failure that was recorded at `failed_at` can have happened by now. If not, a clock was wrong then or is now, and
 /// nothing that was computed from it counts.
 #[must_use]

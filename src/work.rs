@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
+use std::ops::RangeBounds;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -47,13 +48,8 @@ const HANGING_AT_ONCE: usize = 8;
 /// A work queue. `K` names an object.
 #[derive(Debug)]
 pub struct Work<K> {
-    /// Whose turn it is to ask for a token, in that order: their leave does not last.
-    turns: BTreeMap<u64, K>,
-    /// In the order in which they were called.
-    ready: BTreeMap<u64, K>,
-    /// The same of those that are expected to hang. Who may have hung by chance comes first: it would wait for all that do for good.
-    ready_to_hang: BTreeMap<(u32, u64), K>,
-    /// Where each of them is.
+    /// Who waits to be looked at.
+    line: BTreeMap<Place, K>,
     place_of: HashMap<K, Place>,
     /// How many came.
     came: u64,
@@ -70,19 +66,20 @@ pub struct Work<K> {
     timer_of: HashMap<K, Instant>,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// A place in the line, each kind in the order in which they were called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
+    /// Its turn to ask for a token: its leave does not last.
     Turn(u64),
     Ready(u64),
+    /// Expected to hang, which it did so often. Who may have hung by chance comes first: it would wait for all that do for good.
     ToHang(u32, u64),
 }
 
 impl<K> Default for Work<K> {
     fn default() -> Self {
         Self {
-            turns: BTreeMap::new(),
-            ready: BTreeMap::new(),
-            ready_to_hang: BTreeMap::new(),
+            line: BTreeMap::new(),
             place_of: HashMap::new(),
             came: 0,
             hung: HashMap::new(),
@@ -128,39 +125,43 @@ impl<K: Clone + Ord + Hash> Work<K> {
 
     fn put(&mut self, key: K, place: Place) {
         self.place_of.insert(key.clone(), place);
-        match place {
-            Place::Turn(at) => self.turns.insert(at, key),
-            Place::Ready(at) => self.ready.insert(at, key),
-            Place::ToHang(hung, at) => self.ready_to_hang.insert((hung, at), key),
-        };
+        self.line.insert(place, key);
     }
 
     fn take_out(&mut self, key: &K) {
-        match self.place_of.remove(key) {
-            Some(Place::Turn(at)) => self.turns.remove(&at),
-            Some(Place::Ready(at)) => self.ready.remove(&at),
-            Some(Place::ToHang(hung, at)) => self.ready_to_hang.remove(&(hung, at)),
-            None => None,
-        };
+        if let Some(place) = self.place_of.remove(key) {
+            self.line.remove(&place);
+        }
     }
 
     /// The next object whose turn it is to ask for a token, as [`Self::start`].
     pub fn start_turn(&mut self) -> Option<K> {
-        let key = self.turns.first_key_value().map(|(_, key)| key.clone())?;
+        let key = self.first(..Place::Ready(0))?.clone();
         self.turning.insert(key.clone());
         Some(self.begin(key))
     }
 
     /// The next of the other objects to be looked at: it runs from here on, and what was planned for later is off.
     pub fn start(&mut self) -> Option<K> {
-        if self.has_one_to_hang()
-            && let Some(key) = self.ready_to_hang.first_key_value().map(|(_, key)| key.clone())
-        {
+        if let Some(key) = self.first_to_hang().cloned() {
             self.hanging.insert(key.clone());
             return Some(self.begin(key));
         }
-        let key = self.ready.first_key_value().map(|(_, key)| key.clone())?;
+        let key = self.first_ready()?.clone();
         Some(self.begin(key))
+    }
+
+    fn first(&self, places: impl RangeBounds<Place>) -> Option<&K> {
+        self.line.range(places).next().map(|(_, key)| key)
+    }
+
+    fn first_ready(&self) -> Option<&K> {
+        self.first(Place::Ready(0)..Place::ToHang(0, 0))
+    }
+
+    /// The first that is expected to hang, where it may.
+    fn first_to_hang(&self) -> Option<&K> {
+        self.first(Place::ToHang(0, 0)..).filter(|_| self.hanging.len() < HANGING_AT_ONCE)
     }
 
     fn begin(&mut self, key: K) -> K {
@@ -173,13 +174,13 @@ impl<K: Clone + Ord + Hash> Work<K> {
     /// Whether someone is there to be started whose turn it is.
     #[must_use]
     pub fn is_turn(&self) -> bool {
-        !self.turns.is_empty()
+        self.first(..Place::Ready(0)).is_some()
     }
 
     /// Whether someone else is there to be started.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        !self.ready.is_empty() || self.has_one_to_hang()
+        self.first_ready().is_some() || self.first_to_hang().is_some()
     }
 
     /// How many run whose turn it was.
@@ -188,14 +189,9 @@ impl<K: Clone + Ord + Hash> Work<K> {
         self.turning.len()
     }
 
-    /// Who waits to be looked at, in no order.
+    /// Who waits to be looked at.
     pub fn waiting(&self) -> impl Iterator<Item = &K> {
-        self.place_of.keys()
-    }
-
-    /// Whether one that is expected to hang waits, and may.
-    fn has_one_to_hang(&self) -> bool {
-        self.hanging.len() < HANGING_AT_ONCE && !self.ready_to_hang.is_empty()
+        self.line.values()
     }
 
     /// Takes note of whether the look at an object that ends now hung: if so once more, it is one of few from the next time on.
@@ -257,6 +253,28 @@ mod tests {
         std::iter::from_fn(|| work.start_turn().or_else(|| work.start())).collect()
     }
 
+    fn end(work: &mut Work<&'static str>, key: &'static str, hung: bool) {
+        work.note_pace(&key, hung);
+        work.done(key, Action::await_change(), Instant::now());
+    }
+
+    /// Objects that have hung so often in a row that they are expected to hang again, all of them called.
+    fn all_that_hang() -> (Work<&'static str>, Vec<&'static str>) {
+        let mut work = Work::default();
+        let all: Vec<&'static str> = "a b c d e f g h i j".split(' ').collect();
+        for &key in &all {
+            work.call(key);
+        }
+        for why in ["nobody knows that they will hang", "it may have been chance"] {
+            assert_eq!(start(&mut work), all, "{why}");
+            for &key in &all {
+                work.call(key);
+                end(&mut work, key, true);
+            }
+        }
+        (work, all)
+    }
+
     #[test]
     fn who_is_called_is_looked_at_once_and_in_order() {
         let mut work = Work::default();
@@ -305,22 +323,7 @@ mod tests {
 
     #[test]
     fn of_those_that_hung_few_are_looked_at_at_once_and_they_hold_up_no_other() {
-        let (mut work, now) = (Work::default(), Instant::now());
-        let all: Vec<&'static str> = "a b c d e f g h i j".split(' ').collect();
-        let end = |work: &mut Work<&'static str>, key, hung| {
-            work.note_pace(&key, hung);
-            work.done(key, Action::await_change(), now);
-        };
-        for &key in &all {
-            work.call(key);
-        }
-        for why in ["nobody knows that they will hang", "it may have been chance"] {
-            assert_eq!(start(&mut work), all, "{why}");
-            for &key in &all {
-                work.call(key);
-                end(&mut work, key, true);
-            }
-        }
+        let (mut work, all) = all_that_hang();
         work.call("z");
         assert_eq!(start(&mut work), [&all[..HANGING_AT_ONCE], &["z"]].concat());
         assert!(!work.is_waiting(), "i and j cannot be started");
@@ -395,22 +398,7 @@ mod tests {
 
     #[test]
     fn whose_turn_it_is_does_not_wait_for_those_that_hang() {
-        let (mut work, now) = (Work::default(), Instant::now());
-        let all: Vec<&'static str> = "a b c d e f g h i j".split(' ').collect();
-        let end = |work: &mut Work<&'static str>, key, hung| {
-            work.note_pace(&key, hung);
-            work.done(key, Action::await_change(), now);
-        };
-        for &key in &all {
-            work.call(key);
-        }
-        for _ in 0..HANGS {
-            assert_eq!(start(&mut work), all);
-            for &key in &all {
-                work.call(key);
-                end(&mut work, key, true);
-            }
-        }
+        let (mut work, all) = all_that_hang();
         assert_eq!(start(&mut work), all[..HANGING_AT_ONCE]);
         assert_eq!(work.waiting().collect::<BTreeSet<_>>(), [&"i", &"j"].into());
         work.call_first("j");
@@ -422,7 +410,7 @@ mod tests {
         end(&mut work, "b", true);
         assert_eq!(start(&mut work), ["j"]);
         assert_eq!((start(&mut work), work.hanging.len()), (vec![], HANGING_AT_ONCE));
-        assert!(work.turning() == 0 && work.ready_to_hang.is_empty() && work.place_of.is_empty());
+        assert!(work.turning() == 0 && work.line.is_empty() && work.place_of.is_empty());
     }
 
     #[test]

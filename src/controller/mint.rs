@@ -101,9 +101,7 @@ impl Context {
     /// was lost, and nobody has said so. Returns the object's version since then, where nobody else has written it: of what others wrote the pass knows
     /// nothing.
     async fn tell_of_expiry(&self, mut o: Observed) -> Option<Version> {
-        let left = o.target.life().map(|life| life.expires_at.duration_since(self.now()));
-        let left = left.and_then(|left| Duration::try_from(left).ok()).filter(|left| !left.is_zero());
-        let left = match left {
+        let left = match o.target.life().and_then(|life| schedule::until(life.expires_at, self.now())) {
             Some(left) => left,
             // To say so would take as long as most requests.
             None if status::says_ready(&o.status) => Duration::try_from(WAITS_BEFORE_REPORT).unwrap_or_default(),

@@ -42,15 +42,13 @@ impl Context {
     }
 
     pub(super) async fn watch_objects(self: Arc<Self>, listed: oneshot::Sender<()>) {
-        let mut listed = Some(listed);
         let mut config = watcher::Config::default();
         if let Some(selector) = &self.shared.settings.label_selector {
             config = config.labels(selector);
         }
         let api: Api<Guarded> = self.api();
         let events = watcher::watcher(api, config).backoff(backoff());
-        follow("MoneyGoCredentials", events, |event| {
-            let is_whole = matches!(event, Event::InitDone);
+        follow("MoneyGoCredentials", events, listed, |event| {
             let shown = match &event {
                 Event::Apply(object) => Some((ObjectKey::of(object), Version::of(object.meta()))),
                 _ => None,
@@ -85,9 +83,6 @@ impl Context {
             if !own {
                 self.call_all(folded.look_at);
             }
-            if is_whole && let Some(listed) = listed.take() {
-                let _ = listed.send(());
-            }
         })
         .await;
     }
@@ -111,31 +106,14 @@ impl Context {
     }
 
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
-        let mut listed = Some(listed);
         let events = watcher::watcher(self.api::<SecretMeta>(), watcher::Config::default()).backoff(backoff());
-        follow("Secrets", events, |event| {
-            let is_whole = matches!(event, Event::InitDone);
-            self.call_all(self.caches.fold_secret(event));
-            if is_whole && let Some(listed) = listed.take() {
-                let _ = listed.send(());
-            }
-        })
-        .await;
+        follow("Secrets", events, listed, |event| self.call_all(self.caches.fold_secret(event))).await;
     }
 
     pub(super) async fn watch_namespaces(self: Arc<Self>, listed: oneshot::Sender<()>) {
-        let mut listed = Some(listed);
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.shared.settings.client.clone());
         let events = watcher::watcher(api, watcher::Config::default()).backoff(backoff());
-        follow("Namespaces", events, |event| {
-            self.call_all(self.caches.fold_namespace(&event));
-            if matches!(event, Event::InitDone)
-                && let Some(listed) = listed.take()
-            {
-                let _ = listed.send(());
-            }
-        })
-        .await;
+        follow("Namespaces", events, listed, |event| self.call_all(self.caches.fold_namespace(&event))).await;
     }
 
     pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
@@ -222,13 +200,14 @@ fn backoff() -> WatchBackoff {
     WatchBackoff { wait: WATCH_RETRY_FIRST, failed_at: None }
 }
 
-/// Hands on a watch's events, and says once when it fails and once when it is back.
+/// Hands on a watch's events, and says once when it fails and once when it is back. Tells `listed` of the first whole list, once that is handed on.
 pub(super) async fn follow<K>(
     what: &str,
     events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+    listed: oneshot::Sender<()>,
     mut fold: impl FnMut(Event<K>),
 ) {
-    let mut failing = false;
+    let (mut failing, mut listed) = (false, Some(listed));
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -237,7 +216,11 @@ pub(super) async fn follow<K>(
                 if !matches!(event, Event::Init) && std::mem::take(&mut failing) {
                     tracing::info!(what, "the watch is back");
                 }
+                let is_whole = matches!(event, Event::InitDone);
                 fold(event);
+                if is_whole && let Some(listed) = listed.take() {
+                    let _ = listed.send(());
+                }
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {

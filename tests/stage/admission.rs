@@ -47,7 +47,7 @@ impl Stage {
         let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
         self.call_for(rule, json!({"matchLabels": labels}), backend).await;
         let trial = json!({"metadata": {"name": "trial", "labels": labels}});
-        self.until_refused(&serde_json::from_value(trial).unwrap()).await;
+        self.until_secret_refused(&serde_json::from_value(trial).unwrap()).await;
     }
 
     /// The same before it writes the status of any object of the stage, of which `trial` is one.
@@ -58,12 +58,7 @@ impl Stage {
         self.call_for(rule, json!({}), backend).await;
         let dry = PatchParams { dry_run: true, ..PatchParams::default() };
         let patch = Patch::Merge(json!({"status": {"failedAttempts": 99}}));
-        let refused = async {
-            while self.credentials().patch_status(trial, &dry, &patch).await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(SOON, refused).await.expect("the trial is refused");
+        until_refused(async || self.credentials().patch_status(trial, &dry, &patch).await).await;
     }
 
     async fn call_for(&self, rule: Value, objects: Value, backend: &Backend) {
@@ -83,18 +78,9 @@ impl Stage {
         self.webhooks().create(&PostParams::default(), &configuration).await.unwrap();
     }
 
-    /// The API server heeds what is to be asked before a write some moments after it is there. Returns what the trial is answered then.
-    async fn until_refused(&self, trial: &Secret) -> String {
+    async fn until_secret_refused(&self, trial: &Secret) -> String {
         let dry = PostParams { dry_run: true, ..PostParams::default() };
-        let refused = async {
-            loop {
-                match self.secrets().create(&dry, trial).await {
-                    Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    Err(refusal) => break refusal.to_string(),
-                }
-            }
-        };
-        tokio::time::timeout(SOON, refused).await.expect("the trial is refused")
+        until_refused(async || self.secrets().create(&dry, trial).await).await
     }
 
     /// The API server calls nobody any more.
@@ -121,7 +107,7 @@ impl Stage {
         let (policies, bindings) = self.policies();
         policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
         bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-        self.until_refused(trial).await
+        self.until_secret_refused(trial).await
     }
 
     /// Admission lets through again what [`refuse`](Self::refuse) refused.
@@ -134,4 +120,17 @@ impl Stage {
     fn policies(&self) -> (Api<ValidatingAdmissionPolicy>, Api<ValidatingAdmissionPolicyBinding>) {
         (Api::all(self.admin.clone()), Api::all(self.admin.clone()))
     }
+}
+
+/// The API server heeds what is to be asked before a write some moments after it is there. Returns what the trial is answered then.
+async fn until_refused<T>(trial: impl AsyncFn() -> Result<T, kube::Error>) -> String {
+    let refused = async {
+        loop {
+            match trial().await {
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(refusal) => break refusal.to_string(),
+            }
+        }
+    };
+    tokio::time::timeout(SOON, refused).await.expect("the trial is refused")
 }
