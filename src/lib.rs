@@ -15,6 +15,7 @@
 //! | [`work`] | the work queue: who is to be looked at, and when | IO, clocks |
 //! | [`lease`] | leader election | what a leader does |
 //! | [`apply`] | reads and conditional writes | HTTP to Money-Go, decisions |
+//! | [`watch`] | lists of objects, and watches of them | what is made of them |
 //! | [`caches`] | what the watches have shown, folded | requests, decisions |
 //! | [`memory`] | what this process alone remembers of an object | anything that must survive it |
 //! | [`events`] | Kubernetes events, best effort | decisions |
@@ -24,7 +25,7 @@
 //! | [`telemetry`] | logs, metrics, probes | secrets |
 //! | [`traces`] | spans for OpenTelemetry, with the feature `otlp` | secrets, spans of other crates |
 //!
-//! Dependencies point one way: `controller → {grants → token, apply, lease, caches, memory, events, work}`, `controller → plan →
+//! Dependencies point one way: `controller → {grants → token, apply, lease, watch, caches, memory, events, work}`, `controller → plan →
 //! {secret, status} → {schedule, digest, crd}`, `controller → telemetry → {caches, grants}`. Nothing imports `controller`.
 //!
 //! # Invariants
@@ -52,4 +53,5 @@ pub mod status;
 pub mod telemetry;
 pub mod token;
 pub mod traces;
+pub mod watch;
 pub mod work;

@@ -6,17 +6,17 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Namespace;
+use kube::Resource as _;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Resource as _};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{
-    Call, Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, MOST_ASKED_UNSEEN, Shared, WATCH_LASTS,
-    WATCH_RETRY_FIRST, WATCH_RETRY_LAST,
+    Call, Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, MOST_ASKED_UNSEEN, Settings, Shared,
+    WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST,
 };
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
@@ -26,29 +26,17 @@ use crate::digest::DigestKey;
 use crate::error::Error;
 use crate::plan::{self, Plan};
 use crate::secret::{SecretMeta, Version};
+use crate::watch::{Shown, watch};
 
 impl Context {
     pub(super) fn watches(&self, namespace: &str) -> bool {
         self.namespace.as_ref().is_none_or(|watched| watched == namespace)
     }
 
-    pub(super) fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
-    {
-        let client = self.shared.settings.client.clone();
-        let namespace = self.namespace.as_deref();
-        namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
-    }
-
     pub(super) async fn watch_objects(self: Arc<Self>, listed: oneshot::Sender<()>) {
-        let mut config = watcher::Config::default();
-        if let Some(selector) = &self.shared.settings.label_selector {
-            config = config.labels(selector);
-        }
-        let api: Api<Guarded> = self.api();
-        let events = watcher::watcher(api, config).backoff(backoff());
-        follow("MoneyGoCredentials", events, listed, |event| {
+        let Settings { client, label_selector, .. } = &self.shared.settings;
+        let shown = watch::<Guarded>(client.clone(), self.namespace.as_deref(), label_selector.clone());
+        follow("MoneyGoCredentials", shown, listed, |event| {
             let shown = match &event {
                 Event::Apply(object) => Some((ObjectKey::of(object), Version::of(object.meta()))),
                 _ => None,
@@ -106,14 +94,14 @@ impl Context {
     }
 
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
-        let events = watcher::watcher(self.api::<SecretMeta>(), watcher::Config::default()).backoff(backoff());
-        follow("Secrets", events, listed, |event| self.call_all(self.caches.fold_secret(event))).await;
+        let client = self.shared.settings.client.clone();
+        let shown = watch::<SecretMeta>(client, self.namespace.as_deref(), None);
+        follow("Secrets", shown, listed, |event| self.call_all(self.caches.fold_secret(event))).await;
     }
 
     pub(super) async fn watch_namespaces(self: Arc<Self>, listed: oneshot::Sender<()>) {
-        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.shared.settings.client.clone());
-        let events = watcher::watcher(api, watcher::Config::default()).backoff(backoff());
-        follow("Namespaces", events, listed, |event| self.call_all(self.caches.fold_namespace(&event))).await;
+        let shown = watch::<PartialObjectMeta<Namespace>>(self.shared.settings.client.clone(), None, None);
+        follow("Namespaces", shown, listed, |event| self.call_all(self.caches.fold_namespace(&event))).await;
     }
 
     pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
@@ -200,22 +188,24 @@ fn backoff() -> WatchBackoff {
     WatchBackoff { wait: WATCH_RETRY_FIRST, failed_at: None }
 }
 
-/// Hands on a watch's events, and says once when it fails and once when it is back. Tells `listed` of the first whole list, once that is handed on.
+/// Hands on what a watch shows, and says once when it fails and once when it is back. Tells `listed` of the first whole list, once that is handed on.
 pub(super) async fn follow<K>(
     what: &str,
-    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+    shown: impl Stream<Item = Result<Shown<K>, watcher::Error>>,
     listed: oneshot::Sender<()>,
     mut fold: impl FnMut(Event<K>),
 ) {
     let (mut failing, mut listed) = (false, Some(listed));
-    let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                // The beginning of a list says nothing of its end.
-                if !matches!(event, Event::Init) && std::mem::take(&mut failing) {
+    let mut shown = std::pin::pin!(shown.backoff(backoff()));
+    while let Some(next) = shown.next().await {
+        match next {
+            // A list says nothing of the watch behind it.
+            Ok(Shown::Open) => {
+                if std::mem::take(&mut failing) {
                     tracing::info!(what, "the watch is back");
                 }
+            }
+            Ok(Shown::Event(event)) => {
                 let is_whole = matches!(event, Event::InitDone);
                 fold(event);
                 if is_whole && let Some(listed) = listed.take() {

@@ -111,7 +111,7 @@ Resident memory as the kernel counts it, with the pages of the program itself, a
 pub const EVENTS: &str = "
 ## Starts, idling, failovers, and everything due at once
 
-A restarted operator is ready when it has listed the objects and the Secrets' metadata, page by page and both at once. What a bare client takes for those
+A restarted operator is ready when it has listed the objects and the Secrets' metadata, both at once. What a bare client takes for those
 lists is what the API server takes; every second time it collects its garbage meanwhile. Steady is when the operator uses no more than two hundredths of a
 second of CPU in any half second from then on. A failover runs from the leader's end to the
 Secret of an object that is made at that moment; the Lease lasts 15 s. For the last, a refresh of every object is asked for while nobody is there, and the
