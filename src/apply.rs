@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::crd::MoneyGoCredential;
 use crate::digest::{DigestKey, KEY_BYTES};
-use crate::error::{CALL_TIMEOUT, Error};
+use crate::error::{CALL_TIMEOUT, Error, is_not_found};
 use crate::secret::{FIELD_MANAGER, SecretMeta, Version, Versioned};
 use crate::traces::Span;
 
@@ -89,7 +89,7 @@ impl ApiServer {
     /// When the API server does not answer with it.
     pub async fn read_secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
         let api = Api::<Secret>::namespaced(self.client.clone(), namespace);
-        self.call("read a Secret", api.get_opt(name)).await
+        self.call("read a Secret", async { if_there(api.get(name).await) }).await
     }
 
     /// Writes a Secret: creates it where it carries no resource version, and else replaces exactly that version. Returns its
@@ -132,7 +132,7 @@ impl ApiServer {
     pub async fn read_any_credential(&self, namespace: &str, name: &str) -> Result<Option<DynamicObject>, Error> {
         let resource = kube::api::ApiResource::erase::<MoneyGoCredential>(&());
         let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
-        self.call("read a MoneyGoCredential", api.get_opt(name)).await
+        self.call("read a MoneyGoCredential", async { if_there(api.get(name).await) }).await
     }
 
     /// Whether a namespace is being deleted, or gone. One that may not be read is taken for one that stays: a grant that turns
@@ -143,7 +143,7 @@ impl ApiServer {
     pub async fn is_namespace_ending(&self, name: &str) -> Result<bool, Error> {
         let api = Api::<Namespace>::all(self.client.clone());
         let found: Result<Option<PartialObjectMeta<Namespace>>, _> =
-            self.call("read a namespace", api.get_metadata_opt(name)).await;
+            self.call("read a namespace", async { if_there(api.get_metadata(name).await) }).await;
         match found {
             Ok(found) => Ok(found.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some())),
             Err(error) if error.is_forbidden() => Ok(false),
@@ -168,6 +168,14 @@ impl ApiServer {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// `None` where the API server itself says that there is no such object. kube's `get_opt` believes any 404, a gateway's own page, too.
+fn if_there<T>(found: kube::Result<T>) -> kube::Result<Option<T>> {
+    match found {
+        Err(kube::Error::Api(status)) if is_not_found(status.code, &status.reason) => Ok(None),
+        found => found.map(Some),
     }
 }
 

@@ -388,9 +388,8 @@ impl Index {
         self.unlink(key, &kept.names)
     }
 
-    /// Returns those that share its Secrets.
+    /// Returns those that share its target, who may take it over. Those that share its credentials have nothing to do.
     fn unlink(&mut self, key: &ObjectKey, names: &Names) -> Vec<ObjectKey> {
-        let mut others = Vec::new();
         for secret in names.secrets() {
             if let Some(naming) = self.by_secret.get_mut(secret) {
                 naming.retain(|other| other != key);
@@ -398,9 +397,8 @@ impl Index {
                     self.by_secret.remove(secret);
                 }
             }
-            others.extend(self.naming(secret));
         }
-        others
+        names.target.iter().flat_map(|target| self.naming(target)).collect()
     }
 
     /// The two that share a Secret since one of them came. Of more, the older ones know already.

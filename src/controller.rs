@@ -128,6 +128,8 @@ pub struct Settings {
     pub probes: Arc<Probes>,
     /// Where people are told.
     pub notices: Notices,
+    /// Is cancelled once the watches have shown what there is, in one scope at least.
+    pub in_step: CancellationToken,
 }
 
 struct Shared {
@@ -275,6 +277,7 @@ async fn control(shared: &Shared, scopes: Vec<Scope>, shutdown: &CancellationTok
             if shutdown.run_until_cancelled(collect_until(in_step, &mut called, &mut work)).await.is_none() {
                 return;
             }
+            shared.settings.in_step.cancel();
             if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
                 tracing::info!("the watches are in step");
                 shared.settings.probes.set_ready(true);
@@ -513,14 +516,16 @@ impl Context {
         let mut sight = Sight::default();
         let mut permit = None;
         let mut plan = plan::plan(&o);
-        if plan == Plan::LookToMint {
+        let is_unread = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).unread;
+        // Who cannot be read would only take others' turns.
+        if plan == Plan::LookToMint && !is_unread {
             permit = self.admit(&o);
             if permit.is_none() {
                 return self.wait(&o).await;
             }
         }
         if matches!(plan, Plan::Look | Plan::LookToMint) {
-            sight = self.look(&mut o).await?;
+            sight = self.look_or_leave(&mut o).await?;
             if self.has_moved_on(&o) {
                 return Ok(Action::requeue(Duration::ZERO));
             }
@@ -533,8 +538,18 @@ impl Context {
             }
         }
         let action = self.carry_out(&mut o, plan, sight, permit).await?;
-        self.remember(&o.owner, |memory| memory.api_failures = 0);
+        self.remember(&o.owner, |memory| (memory.api_failures, memory.unread) = (0, false));
         Ok(action)
+    }
+
+    /// Looks; and where that cannot be, leaves the queue of grants until it can.
+    async fn look_or_leave(&self, o: &mut Observed) -> Result<Sight, Error> {
+        let looked = self.look(o).await;
+        self.remember(&o.owner, |memory| memory.unread = looked.is_err());
+        if looked.is_err() {
+            self.shared.settings.grants.withdraw(&key_of(&o.owner));
+        }
+        looked
     }
 
     /// Whether the watch has shown since that the object is gone or being deleted, or has another spec: what was read says nothing of that.

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use kube::client::AuthError;
+
 /// The bound on every call of the API server that is no watch.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a cause that is told in another's words, in characters.
+const LONGEST_CAUSE: usize = 200;
 
 /// A call of the API server that did not do what it should.
 ///
@@ -88,10 +92,10 @@ impl Error {
         matches!(self, Self::Api { code: 409, .. })
     }
 
-    /// The object is not there.
+    /// The object is not there, or a part of it: its status where the CRD has none.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Api { code: 404, .. })
+        matches!(self, Self::Api { code, reason, .. } if is_not_found(*code, reason))
     }
 
     /// The API server will not have it (RBAC, quota, admission, validation), and will not if it is asked again.
@@ -105,6 +109,34 @@ impl Error {
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Api { code: 403, .. })
     }
+}
+
+/// What the API server itself says of an object that is not there. A gateway before it has 404s of its own.
+#[must_use]
+pub fn is_not_found(code: u16, reason: &str) -> bool {
+    code == 404 && reason == "NotFound"
+}
+
+/// The innermost cause ("Connection refused"), not the names of the layers around it. Of what can quote credentials (an exec plugin's
+/// environment and output, a key), no more than what it is about.
+#[must_use]
+pub fn innermost(error: &kube::Error) -> String {
+    match error {
+        kube::Error::SerdeError(_) => return "the answer is not that of a Kubernetes API server".to_owned(),
+        kube::Error::RustlsTls(_) => {
+            return "the client's certificate or key, or the CA's certificate, cannot be used".to_owned();
+        }
+        _ => {}
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+        if cause.is::<AuthError>() {
+            return "the credentials for the cluster cannot be had: look at the kubeconfig's exec plugin or auth provider"
+                .to_owned();
+        }
+    }
+    cause.to_string().chars().take(LONGEST_CAUSE).collect()
 }
 
 #[cfg(test)]

@@ -22,11 +22,14 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment};
+use crate::error::innermost;
 
 /// The shortest lease duration: below it, two slow calls to the API server lose the lease.
 pub const DURATION_MIN: Duration = Duration::from_secs(3);
 /// The longest lease duration, and the longest that another's record is believed.
 pub const DURATION_MAX: Duration = Duration::from_hours(1);
+/// Who has not listed what there is by then stands for election all the same.
+pub const STANDS_WITHIN: Duration = Duration::from_secs(20);
 /// How long giving the lease up may take on shutdown.
 pub const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -144,6 +147,12 @@ fn believed_duration(observed: &Observed, config: &LeaseConfig) -> Duration {
         .and_then(|secs| u64::try_from(secs).ok())
         .filter(|secs| *secs > 0)
         .map_or(config.duration, |secs| Duration::from_secs(secs).min(DURATION_MAX))
+}
+
+/// Versions of one Lease only ever grow (KEP-5504), and a read without a version is answered by etcd itself: it was set back.
+fn went_back(before: &ObjectMeta, found: &ObjectMeta) -> bool {
+    let version = |meta: &ObjectMeta| meta.resource_version.as_deref().and_then(|version| version.parse::<u64>().ok());
+    before.uid == found.uid && version(found).zip(version(before)).is_some_and(|(found, before)| found < before)
 }
 
 /// Keeps `since` while the record stays the same. Labels and the like do not count: they are no sign of life.
@@ -284,6 +293,8 @@ enum Failure {
     Timeout(Duration),
     #[error("{}", describe(.0))]
     Api(#[from] kube::Error),
+    #[error("the API server shows an earlier version of the lease than before: its etcd was restored")]
+    WentBack,
 }
 
 impl Failure {
@@ -302,19 +313,29 @@ fn describe(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("{} {}: {:.200}", status.code, status.reason, status.message);
     }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    format!("{cause:.200}")
+    innermost(error)
 }
 
 impl Election {
+    /// Does as [`Self::run`] does once `listed` is done, or [`STANDS_WITHIN`] later: a leader that still lists keeps another from it that would not have
+    /// to, but there are tokens whose end is to be told, too.
+    pub async fn run_after(self, listed: impl Future<Output = ()>, shutdown: CancellationToken) {
+        let _ = shutdown.run_until_cancelled(time::timeout(STANDS_WITHIN, listed)).await;
+        self.run(shutdown).await;
+    }
+
     /// Acquires the lease, keeps it, and fights for it again when lost, until `shutdown` is cancelled; then gives it up
     /// within [`RELEASE_LIMIT`]. Cancel only when nothing is left to do that takes a leader.
+    ///
+    /// Ends by itself where etcd was set back to an earlier state: the API server's watches, asked for what came after a version that is
+    /// yet to come, show nothing then, and all that they have shown is to be seen anew.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let campaign = self.campaign();
-        shutdown.run_until_cancelled(campaign).await;
+        if shutdown.run_until_cancelled(self.campaign()).await.is_some() {
+            tracing::error!(
+                reason = "EtcdRestored",
+                "the API server shows an earlier state than before: ending, to begin afresh"
+            );
+        }
         self.leadership.end();
         if time::timeout(RELEASE_LIMIT, self.release()).await.is_err() {
             tracing::warn!("could not give the lease up in time: it runs out by itself");
@@ -326,6 +347,9 @@ impl Election {
             self.lapse();
             let result = self.attempt().await;
             self.lapse();
+            if matches!(result, Err(Failure::WentBack)) {
+                return;
+            }
             self.report(result);
             time::sleep(self.pause()).await;
         }
@@ -377,6 +401,11 @@ impl Election {
     async fn look(&mut self) -> Result<Option<Observed>, Failure> {
         let found = self.bounded(self.leases.get_opt(&self.config.name)).await?;
         let before = self.observed.take();
+        if let (Some(before), Some(found)) = (&before, &found)
+            && went_back(&before.lease.metadata, &found.metadata)
+        {
+            return Err(Failure::WentBack);
+        }
         self.observed = found.map(|lease| observe(before, lease, self.clock.moment()));
         Ok(self.observed.clone())
     }
@@ -443,7 +472,7 @@ impl Election {
     fn report(&mut self, result: Result<(), Failure>) {
         let report = match result {
             // Two candidates met: the next attempt sees who won.
-            Err(failure) if failure.is_stale() => return,
+            Err(failure) if failure.has_code(409) => return,
             Err(failure) => Report::Failing(failure.to_string()),
             Ok(()) if self.leadership.is_leader() => Report::Leading,
             Ok(()) => Report::Following(self.observed.as_ref().map(|o| o.holder().to_owned()).unwrap_or_default()),
@@ -832,6 +861,64 @@ mod tests {
         assert!(leader.leadership.is_leader());
         assert_eq!(spec(&store)["holderIdentity"], "leader");
         leader.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_etcd_that_was_set_back_ends_leader_and_follower() {
+        let store = SharedStore::default();
+        let leader = Candidate::start(&store, "leader");
+        leader.until(true).await;
+        let follower = Candidate::start(&store, "follower");
+        time::sleep(Duration::from_secs(5)).await;
+        let snapshot = store.lock().unwrap().lease.clone();
+        time::sleep(Duration::from_mins(1)).await;
+        assert!(leader.leadership.is_leader() && !leader.running.is_finished() && !follower.running.is_finished());
+        {
+            let mut store = store.lock().unwrap();
+            store.version -= 10;
+            store.lease = snapshot;
+        }
+        for candidate in [leader, follower] {
+            time::timeout(Duration::from_secs(10), candidate.running).await.expect("it ends by itself").unwrap();
+            assert!(!candidate.leadership.is_leader());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stands_has_listed_or_waited_for_long_enough() {
+        for (lists_take, stands_after) in [(3, 3), (3600, 20)] {
+            let store = SharedStore::default();
+            let (leadership, election) = elect(client(&store), config("one"), Clock::new(ticking, || Duration::ZERO));
+            let (shutdown, begun) = (CancellationToken::new(), Instant::now());
+            let running =
+                tokio::spawn(election.run_after(time::sleep(Duration::from_secs(lists_take)), shutdown.clone()));
+            leadership.changed().wait_for(|leads| *leads).await.unwrap();
+            assert_eq!(begun.elapsed().as_secs(), stands_after);
+            shutdown.cancel();
+            running.await.unwrap();
+        }
+        // A stop does not wait for that.
+        let (_, election) =
+            elect(client(&SharedStore::default()), config("two"), Clock::new(ticking, || Duration::ZERO));
+        let (shutdown, begun) = (CancellationToken::new(), Instant::now());
+        shutdown.cancel();
+        election.run_after(std::future::pending(), shutdown).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_cannot_be_made_is_told_of() {
+        // Of a namespace that is not there, say.
+        let store = SharedStore::default();
+        let (_, mut election) = elect(client(&store), config("one"), Clock::new(ticking, || Duration::ZERO));
+        let failed = |code| {
+            let status = kube::core::Status { code, ..kube::core::Status::default() };
+            Err(Failure::Api(kube::Error::Api(Box::new(status))))
+        };
+        election.report(failed(409));
+        assert_eq!(election.reported, None, "two candidates met");
+        election.report(failed(404));
+        assert!(matches!(election.reported, Some(Report::Failing(_))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use moneygo_operator::clock::Clock;
 use moneygo_operator::controller::{self, Settings};
+use moneygo_operator::error::innermost;
 use moneygo_operator::events::{self, Notices};
 use moneygo_operator::grants::{Grants, Limits};
 use moneygo_operator::lease::{self, Leadership, LeaseConfig};
@@ -110,23 +111,29 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (probes, metrics) = (Arc::new(Probes::default()), Arc::new(Metrics::new()));
     let ends = CancellationToken::new();
     let serving = tokio::spawn(telemetry::serve(listener, Arc::clone(&probes), Arc::clone(&metrics), ends.clone()));
-    let ends_of_election = ends.clone();
     let (leadership, election) = stand_for_election(&args, &cluster)?;
+    let in_step = CancellationToken::new();
+    let (has_listed, ends_of_election) = (in_step.clone(), ends.clone());
     let mut electing = tokio::spawn(async move {
         match election {
-            Some(election) => election.run(ends_of_election).await,
+            Some(election) => election.run_after(has_listed.cancelled(), ends_of_election).await,
             None => ends_of_election.cancelled().await,
         }
     });
     let (notices, to_publish) = Notices::new();
     let publishing = tokio::spawn(events::publish(cluster.client.clone(), to_publish));
-    let settings = settings(&args, &cluster, leadership, metrics, Arc::clone(&probes), notices)?;
+    let told = Told { leadership, metrics, probes: Arc::clone(&probes), notices, in_step };
+    let settings = settings(&args, &cluster, told)?;
 
     // Returns once everything that was issued is written; only then is the Lease given up.
-    let controlling = controller::run(settings, shutdown.clone());
+    let mut controlling = Box::pin(controller::run(settings, shutdown.clone()));
     let result = tokio::select! {
-        () = controlling => Ok(()),
-        ended = &mut electing => Err(ended.err().map_or_else(|| anyhow!("the election stopped by itself"), Into::into)),
+        () = &mut controlling => Ok(()),
+        ended = &mut electing => {
+            shutdown.cancel();
+            controlling.await;
+            Err(ended.err().map_or_else(|| anyhow!("the election stopped by itself"), Into::into))
+        }
     };
 
     probes.set_ready(false);
@@ -144,14 +151,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn settings(
-    args: &Args,
-    cluster: &Cluster,
+/// What the controller tells the rest of the process, and is told by it.
+struct Told {
     leadership: Leadership,
     metrics: Arc<Metrics>,
     probes: Arc<Probes>,
     notices: Notices,
-) -> anyhow::Result<Settings> {
+    in_step: CancellationToken,
+}
+
+fn settings(args: &Args, cluster: &Cluster, told: Told) -> anyhow::Result<Settings> {
+    let Told { leadership, metrics, probes, notices, in_step } = told;
     let endpoint = TokenClientConfig {
         url: args.token_url.to_string(),
         allow_insecure: args.allow_insecure_token_url,
@@ -177,6 +187,7 @@ fn settings(
         metrics,
         probes,
         notices,
+        in_step,
     })
 }
 
@@ -189,7 +200,7 @@ fn stand_for_election(args: &Args, cluster: &Cluster) -> anyhow::Result<(Leaders
     )?;
     let (name, duration) = (&args.leader_elect_lease_name, args.leader_elect_lease_duration);
     let config = LeaseConfig::new(namespace, name, identity()?, duration)?;
-    let (leadership, election) = lease::elect(cluster.client.clone(), config, Clock::SYSTEM);
+    let (leadership, election) = lease::elect(cluster.election_client.clone(), config, Clock::SYSTEM);
     Ok((leadership, Some(election)))
 }
 
@@ -205,6 +216,8 @@ fn identity() -> anyhow::Result<String> {
 /// The cluster that is worked on.
 struct Cluster {
     client: Client,
+    /// With connections of its own: where an API server dies without a word, what waits on the others' must not cost the term.
+    election_client: Client,
     url: http::Uri,
     /// The Pod's own, or that of the kubeconfig's context.
     namespace: Option<String>,
@@ -220,10 +233,13 @@ impl Cluster {
         // about once a minute.
         config.read_timeout = Some(SILENCE_LIMIT);
         let url = config.cluster_url.clone();
-        let client = Client::try_from(config)
-            .map_err(|error| anyhow!("cannot use the cluster's configuration: {}", innermost(&error)))?;
+        let client = |config| {
+            Client::try_from(config)
+                .map_err(|error| anyhow!("cannot use the cluster's configuration: {}", innermost(&error)))
+        };
+        let (election_client, client) = (client(config.clone())?, client(config)?);
         check_reachable(&client, &url).await?;
-        Ok(Self { client, url, namespace })
+        Ok(Self { client, election_client, url, namespace })
     }
 }
 
@@ -288,18 +304,6 @@ async fn check_reachable(client: &Client, url: &http::Uri) -> anyhow::Result<()>
             )
         }
     }
-}
-
-/// "Connection refused", not the names of the layers around it.
-fn innermost(error: &kube::Error) -> String {
-    if let kube::Error::SerdeError(_) = error {
-        return "the answer is not that of a Kubernetes API server".to_owned();
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 struct Signals {

@@ -44,6 +44,7 @@ pub enum Told {
 
 /// What is remembered of one object.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Memory {
     uid: String,
     /// For grants in place of tokens that someone else took away.
@@ -74,6 +75,8 @@ pub struct Memory {
     pub waits_since: Option<Timestamp>,
     /// Reconciles in a row that failed for the API server's sake.
     pub api_failures: u32,
+    /// At the last look its Secrets could not be read.
+    pub unread: bool,
     /// Someone was told that another object has the same credentials.
     pub warned_of_sharing: bool,
 }
@@ -96,6 +99,7 @@ impl Memory {
             owner_refused_until: None,
             waits_since: None,
             api_failures: 0,
+            unread: false,
             warned_of_sharing: false,
         }
     }
@@ -106,7 +110,11 @@ impl Memory {
         let new = Self::new(uid);
         let full = (*replacements, *changes, *mends) == (new.replacements, new.changes, new.mends);
         let settled = self.status.is_none() && self.attempt.is_none() && self.untold.is_none() && self.told.is_none();
-        let idle = !self.passing && self.held.is_none() && self.waits_since.is_none() && self.api_failures == 0;
+        let idle = !self.passing
+            && self.held.is_none()
+            && self.waits_since.is_none()
+            && self.api_failures == 0
+            && !self.unread;
         full && settled && idle && !self.warned_of_sharing && self.owner_refused_until.is_none()
     }
 }

@@ -881,11 +881,16 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token, asks: boo
         Token::Good(life) if o.outage && life.is_expired(o.now) => {
             Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE)
         }
-        Token::Good(life) if asks && (life.is_expired(o.now) || !status::says_refreshed(&o.status)) => pending(),
+        Token::Good(life) if asks && (life.is_expired(o.now) || !says_refreshed_of_this(o)) => pending(),
         Token::Good(life) => Verdict::new(State::True, Reason::Succeeded, succeeded(o, *life)),
         _ if o.outage => Verdict::new(State::False, Reason::EndpointUnavailable, OUTAGE),
         _ => pending(),
     }
+}
+
+/// Of a spec that was changed since, the last attempt says nothing.
+fn says_refreshed_of_this(o: &Observed) -> bool {
+    status::says_refreshed(&o.status) && o.status.observed_generation == o.generation
 }
 
 fn succeeded(o: &Observed, life: Life) -> &'static str {

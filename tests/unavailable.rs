@@ -22,6 +22,8 @@ const HANGING: usize = 42;
 /// Objects whose status hangs, and how long their tokens live: a third of that is left when the next is asked for.
 const MUTE: usize = 40;
 const SHORT: Duration = Duration::from_secs(40);
+/// At two requests a second, more than can be tried every ten seconds.
+const UNREADABLE: usize = 30;
 /// Far less than what hangs does.
 const NOT_HELD_UP: Duration = Duration::from_secs(5);
 
@@ -246,14 +248,48 @@ async fn a_status_that_cannot_be_written_keeps_no_token_from_being_refreshed() {
         stage.subscribe(name, json!({})).await;
     }
     stage.moneygo.wait_for_total_grants(4 * MUTE, SHORT * 4).await.unwrap();
-    let scene = stage.scene();
     for name in &names {
-        let lives: Vec<_> = scene.history_of(name).map(|(seen, secret)| (*seen, stage::expires_at(secret))).collect();
-        assert!(lives.len() > 2, "{name} has had {} tokens", lives.len());
-        for two in lives.windows(2) {
-            assert!(two[1].0 < two[0].1, "{name} held an expired token for {:?}", two[1].0.duration_since(two[0].1));
-        }
+        has_never_held_an_expired_token(&stage, name);
     }
     stage.call_nobody().await;
+    operator.stop().await;
+}
+
+fn has_never_held_an_expired_token(stage: &Stage, name: &str) {
+    let scene = stage.scene();
+    let lives: Vec<_> = scene.history_of(name).map(|(seen, secret)| (*seen, stage::expires_at(secret))).collect();
+    assert!(lives.len() > 2, "{name} has had {} tokens", lives.len());
+    for two in lives.windows(2) {
+        assert!(two[1].0 < two[0].1, "{name} held an expired token for {:?}", two[1].0.duration_since(two[0].1));
+    }
+}
+
+/// Each of them is tried again every ten seconds, and has no token: were that a turn each time, there would be none left for those that have one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_takes_no_others_turns() {
+    let stage = Stage::setup("unread").moneygo(|moneygo| moneygo.expires_in(SHORT)).open().await;
+    let operator = stage.operator().flag("--token-requests-per-second=2").start().await;
+    stage.subscribe("good", json!({})).await;
+    stage.ready("good").await;
+    let [objects, status, secrets] = rights(&["list", "watch", "create", "update"]);
+    let names = Some(["good", "good-client"].map(ToOwned::to_owned).into());
+    let [.., read] = rights(&["get"]);
+    let read = PolicyRule { resource_names: names, ..read };
+    stage.shut_out(&stage.user).await;
+    let access = Access::default().namespace(&stage.namespace, [objects, status, secrets, read]);
+    stage.plane.allow(&stage.user, &access).await.unwrap();
+    for number in 0..UNREADABLE {
+        stage.subscribe(&format!("unread-{number}"), json!({})).await;
+    }
+    let refreshed_twice = |scene: &Scene| (scene.history_of("good").count() > 2).then_some(());
+    stage.until("it is refreshed twice", SHORT * 3, refreshed_twice).await;
+    has_never_held_an_expired_token(&stage, "good");
+    assert_eq!(stage.moneygo.request_count(), stage.moneygo.request_count_of("good"));
+    // They wait for nothing else.
+    stage.shut_out(&stage.user).await;
+    stage.let_in(&stage.user).await;
+    let all_ready =
+        |scene: &Scene| (scene.credentials().filter(stage::is_ready).count() == UNREADABLE + 1).then_some(());
+    stage.until("all are Ready", SHORT * 2, all_ready).await;
     operator.stop().await;
 }

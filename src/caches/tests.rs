@@ -208,6 +208,13 @@ fn the_first_two_that_share_a_client_are_looked_at_and_of_more_the_newcomer_alon
 }
 
 #[test]
+fn who_goes_is_followed_by_those_that_have_its_target_and_by_none_that_have_its_client() {
+    let watches = Watches::of(vec![object("a", "c", "t"), object("b", "c", "t"), object("d", "c", "td")]);
+    let folded = watches.caches.fold_object(Event::Delete(object("a", "c", "t")));
+    assert_eq!((folded.look_at, folded.gone), (keys(["b"]), keys(["a"])));
+}
+
+#[test]
 fn what_cannot_be_read_is_kept_and_names_nothing() {
     let broken = || object_with("broken", "uid-broken", &json!({"credentialsRef": 7}));
     assert_eq!(broken().credential(), None);

@@ -17,7 +17,7 @@ use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
 use crate::events::{EventReason, FAILURES, Notice};
 use crate::grants::{Saying, Wait};
-use crate::memory::Told;
+use crate::memory::{Memory, Told};
 use crate::plan::{self, Observed, Plan};
 use crate::schedule;
 use crate::secret::{Owner, Version};
@@ -59,19 +59,35 @@ impl Context {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
                     o.version = version.clone();
-                    self.remember(&o.owner, |memory| {
-                        memory.status = Some((version, wanted));
-                        // What came to be while it was written is still to be said.
-                        if (&memory.untold, memory.told) == (&unsaid.untold, unsaid.told) {
-                            (memory.untold, memory.told) = (None, None);
-                        }
-                    });
+                    self.wrote_status(o, version, wanted, &unsaid);
                 }
-                Err(error) if error.is_not_found() => return Ok(Action::await_change()),
+                // What answers so of an object that is there is no API server, or has lost its sight for a moment.
+                Err(error) if error.is_not_found() && !self.is_there(&o.owner) => return Ok(Action::await_change()),
                 Err(error) => return Err(error),
             }
         }
         Ok(self.requeue_at(o, again_at))
+    }
+
+    fn is_there(&self, owner: &Owner) -> bool {
+        self.caches.is_live(&owner.namespace, &owner.name, &owner.uid)
+    }
+
+    /// Remembers a status that was written, until the watch shows it. While it was, the object may have gone and been made anew; and another's may have
+    /// been written after it.
+    fn wrote_status(&self, o: &Observed, version: Version, status: MoneyGoCredentialStatus, unsaid: &Memory) {
+        if !self.is_there(&o.owner) {
+            return;
+        }
+        self.remember(&o.owner, |memory| {
+            if memory.status.as_ref().is_none_or(|(known, _)| version.is_newer_than(known)) {
+                memory.status = Some((version, status));
+            }
+            // What came to be while it was written is still to be said.
+            if (&memory.untold, memory.told) == (&unsaid.untold, unsaid.told) {
+                (memory.untold, memory.told) = (None, None);
+            }
+        });
     }
 
     /// The same; and says, once the status does, that the object goes on with a token from before it was there.

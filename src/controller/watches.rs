@@ -138,10 +138,16 @@ impl Context {
             let marked = o.target.facts().and_then(|facts| facts.marks.refresh_at);
             let is_due = marked.is_none_or(|at| at <= o.now) && matches!(plan::plan(&o), Plan::Look | Plan::LookToMint);
             // What is held needs no leave to be written.
-            if is_due && o.held.is_none() && !self.shared.memories.of(key, &o.owner.uid).passing {
+            if is_due && o.held.is_none() && self.may_take_turns(key, &o.owner.uid) {
                 grants.enqueue(key, plan::urgency(&o));
             }
         }
+    }
+
+    /// Not during its pass, nor while its Secrets cannot be read: a turn would be for nothing.
+    fn may_take_turns(&self, key: &ObjectKey, uid: &str) -> bool {
+        let memory = self.shared.memories.of(key, uid);
+        !memory.passing && !memory.unread
     }
 
     /// A new object that can have a token goes to the queue of grants, and is called when its turn comes: a pass before that
@@ -152,8 +158,8 @@ impl Context {
         }
         let Some(credential) = self.caches.credential(key).and_then(Guarded::credential) else { return false };
         let o = self.observe(&credential);
-        let is_idle = !self.shared.memories.of(key, &o.owner.uid).passing;
-        is_idle && plan::plan(&o) == Plan::LookToMint && self.shared.settings.grants.enqueue(key, plan::urgency(&o))
+        let may = self.may_take_turns(key, &o.owner.uid);
+        may && plan::plan(&o) == Plan::LookToMint && self.shared.settings.grants.enqueue(key, plan::urgency(&o))
     }
 }
 

@@ -25,7 +25,7 @@ fn each_answer_of_the_api_server_has_its_class() {
         (504, false, false, false, false, "ApiError"),
     ];
     for (code, conflict, not_found, refusal, forbidden, reason) in cases {
-        let error = api(code, "Whatever", "");
+        let error = api(code, if code == 404 { "NotFound" } else { "Whatever" }, "");
         let found =
             (error.is_conflict(), error.is_not_found(), error.is_refusal(), error.is_forbidden(), error.reason());
         assert_eq!(found, (conflict, not_found, refusal, forbidden, reason), "{code}");
@@ -40,6 +40,12 @@ fn each_answer_of_the_api_server_has_its_class() {
 }
 
 #[test]
+fn a_gateways_404_is_not_the_api_servers() {
+    let error = api(404, "Failed to parse error data", "<html>404</html>");
+    assert_eq!((error.is_not_found(), error.is_refusal(), error.reason()), (false, false, "ApiError"));
+}
+
+#[test]
 fn only_what_rbac_says_is_repeated() {
     let rbac =
         r#"secrets "t" is forbidden: User "u" cannot update resource "secrets" in API group "" in the namespace "n""#;
@@ -50,6 +56,27 @@ fn only_what_rbac_says_is_repeated() {
         assert_eq!(error.to_string(), "cannot write the Secret: the API server answered 422 Invalid");
         assert!(!format!("{error:?}").contains("canary"));
     }
+}
+
+#[test]
+fn what_quotes_credentials_is_told_in_words_of_our_own() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let output = || std::process::Output {
+        status: std::process::ExitStatus::from_raw(256),
+        stdout: b"canary-token".to_vec(),
+        stderr: b"canary-error".to_vec(),
+    };
+    let ran =
+        || AuthError::AuthExecRun { cmd: "SECRET=canary-of-environment login".to_owned(), out: Box::new(output()) };
+    let pem = kube::client::RustlsTlsError::MissingPrivateKey;
+    for error in [kube::Error::Auth(ran()), kube::Error::Service(Box::new(ran())), kube::Error::RustlsTls(pem)] {
+        assert!(!innermost(&error).contains("canary"), "{}", innermost(&error));
+    }
+    assert!(innermost(&kube::Error::Auth(ran())).contains("exec plugin"));
+    let long = std::io::Error::other("\u{e9}".repeat(300));
+    assert_eq!(innermost(&kube::Error::ReadEvents(long)).chars().count(), 200);
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(innermost(&kube::Error::Service(Box::new(refused))), "connection refused");
 }
 
 #[test]

@@ -1438,6 +1438,19 @@ fn what_a_token_was_asked_for_with_is_not_made_up_while_a_change_is_unanswered()
     world.settle();
     assert_eq!(world.grants.len(), 1, "no token was asked for with that scope");
     world.assert_well();
+
+    // While it waits for its turn nothing has come of it either.
+    let mut world = scene();
+    world.respec(|spec| spec.scope = "other".into());
+    let waiting = world.observe(true);
+    assert_eq!(plan(&waiting), Plan::Mint(Cause::ScopeChanged));
+    let Plan::Rest(report, _) = account_while_asking(&waiting) else { panic!("it waits") };
+    world.status = report.status(&world.status, world.now);
+    assert_eq!(world.condition(ConditionType::Refreshed), ("Unknown", "Pending"));
+    strip(&mut world);
+    world.settle();
+    assert_eq!(world.grants.len(), 1, "no token was asked for with that scope");
+    world.assert_well();
 }
 
 #[test]

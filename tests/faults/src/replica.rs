@@ -152,12 +152,12 @@ async fn serve(
         }
     };
     let _ = tell.send(Some(leadership.clone()));
-    let ends = CancellationToken::new();
+    let (ends, in_step) = (CancellationToken::new(), CancellationToken::new());
     let electing = tokio::spawn({
-        let ends = ends.clone();
+        let (listed, ends) = (in_step.clone(), ends.clone());
         async move {
             match election {
-                Some(election) => election.run(ends).await,
+                Some(election) => election.run_after(listed.cancelled(), ends).await,
                 None => ends.cancelled().await,
             }
         }
@@ -176,6 +176,7 @@ async fn serve(
         metrics,
         probes: Arc::new(Probes::default()),
         notices,
+        in_step,
     };
     controller::run(settings, shutdown).await;
     publishing.abort();

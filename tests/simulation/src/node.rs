@@ -95,9 +95,9 @@ impl Node {
             let layered = token_client.layered(&MoneyGo { world: shared, node: index });
             #[expect(clippy::cast_precision_loss, reason = "a handful a second")]
             let limits = Limits { per_second: rate as f64, concurrency: std::num::NonZeroU32::MIN.saturating_add(15) };
-            let ends = CancellationToken::new();
+            let (ends, in_step) = (CancellationToken::new(), CancellationToken::new());
             let (leadership, election) = lease::elect(client.clone(), lease, clock);
-            let electing = tokio::spawn(election.run(ends.clone()));
+            let electing = tokio::spawn(election.run_after(in_step.clone().cancelled_owned(), ends.clone()));
             let (notices, to_publish) = Notices::new();
             tokio::spawn(events::publish(client.clone(), to_publish));
             let settings = Settings {
@@ -112,6 +112,7 @@ impl Node {
                 metrics: Arc::new(Metrics::new()),
                 probes: Arc::new(Probes::default()),
                 notices,
+                in_step,
             };
             tokio::spawn(async move {
                 controller::run(settings, shutdown).await;

@@ -47,7 +47,11 @@ pub fn outages(clients: &[TokenClient], mut each: impl FnMut(String, Outcome)) -
     let ways = [Away::Refused, Away::Hangs, Away::Status(503), Away::AnswersLost];
     for lasts in OUTAGES {
         for (way, of_api) in
-            ways.into_iter().map(|way| (way, false)).chain([(Away::Refused, true), (Away::Hangs, true)])
+            // A gateway that has lost its way answers 404 itself.
+            ways
+                .into_iter()
+                .map(|way| (way, false))
+                .chain([Away::Refused, Away::Hangs, Away::Status(404)].map(|way| (way, true)))
         {
             let what = if of_api { What::ApiAway(None, way) } else { What::EndpointAway(way) };
             let outage = Disturbance { at: 18 * DAY, lasts, what };
