@@ -233,8 +233,8 @@ pub struct TargetSpec {
     )]
     pub labels: BTreeMap<String, String>,
 
-    /// Annotations for the Secret, at most 64, with values of at most 2048 characters; for instance one that makes
-    /// a Pod restart when the Secret changes. The same keys are reserved as for labels. None where unset.
+    /// Annotations for the Secret, at most 64, with values of at most 2048 characters, and no more than 192 KiB together; for
+    /// instance one that makes a Pod restart when the Secret changes. The same keys are reserved as for labels. None where unset.
     /// Annotations that others add to the Secret are left alone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "annotation_map")]
@@ -334,7 +334,7 @@ pub struct MoneyGoCredentialStatus {
     #[schemars(with = "i32", range(min = 0))]
     pub failed_attempts: Option<i32>,
 
-    /// The state of the credentials' Secret at the last attempt.
+    /// The state of the credentials' Secret that was looked at last. A changed client has been tried where issuedAt or lastFailureTime changed, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "ObservedCredentials")]
     pub observed_credentials: Option<ObservedCredentials>,

@@ -361,6 +361,14 @@ async fn roles_are_those_of_the_documents() {
         let rendered = tools.render(values).unwrap().replace("\"moneygo-operator-a\"", "moneygo-operator");
         assert_eq!(rules(&rendered), rules(document), "{values}");
     }
+    // As the runbook of the alert MoneyGoNoLeader calls them.
+    for (values, name) in
+        [("{}", "moneygo-operator-own"), ("shards: [{name: a, watchNamespaces: [payments]}]", "moneygo-operator-a.own")]
+    {
+        let objects = objects(&tools.render(values).unwrap());
+        let names: Vec<_> = of_kind(&objects, "Role").iter().map(|role| &role["metadata"]["name"]).collect();
+        assert!(names.contains(&&json!(name)), "{names:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

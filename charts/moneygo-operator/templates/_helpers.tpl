@@ -75,6 +75,9 @@
 {{- if .Values.serviceAccount.create }}
 {{- list (.Values.serviceAccount.name | default (include "moneygo-operator.fullname" .)) (get . "shard") | compact | join "-" }}
 {{- else }}
+{{- if and .Values.rbac.create (empty .Values.serviceAccount.name) }}
+{{- fail "serviceAccount.create is false and serviceAccount.name empty: the operator's rights would be those of `default`, and so of every Pod of the namespace without an account of its own. Name an account, or set rbac.create to false, too" }}
+{{- end }}
 {{- .Values.serviceAccount.name | default "default" }}
 {{- end }}
 {{- end }}

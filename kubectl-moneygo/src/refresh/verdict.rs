@@ -11,8 +11,8 @@ use crate::words;
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// There is a new token.
-    Refreshed { expires_at: Option<Timestamp>, refresh_at: Option<Timestamp> },
+    /// There is a token for it: another, or once more the one that was there.
+    Refreshed { is_new: bool, expires_at: Option<Timestamp>, refresh_at: Option<Timestamp> },
     /// The attempt failed, or none can be made.
     Failed { reason: String, message: String, next_attempt_at: Option<Timestamp> },
     /// The annotation could not be set.
@@ -43,7 +43,8 @@ pub fn judge(before: &MoneyGoCredential, request: &str, now: &MoneyGoCredential,
     let status = now.status.as_ref();
     if status.and_then(|status| status.last_handled_refresh.as_deref()) == Some(request) {
         let (expires_at, refresh_at) = status.map_or((None, None), |status| (status.expires_at, status.refresh_at));
-        return Some(Outcome::Refreshed { expires_at, refresh_at });
+        let is_new = expires_at.is_none() || before.status.as_ref().and_then(|before| before.expires_at) != expires_at;
+        return Some(Outcome::Refreshed { is_new, expires_at, refresh_at });
     }
     if now.metadata.deletion_timestamp.is_some() || now.metadata.uid != before.metadata.uid {
         return Some(Outcome::Gone);
@@ -86,11 +87,12 @@ impl Outcome {
     #[must_use]
     pub fn words(&self, now: Timestamp) -> String {
         match self {
-            Self::Refreshed { expires_at, refresh_at } => {
+            Self::Refreshed { is_new, expires_at, refresh_at } => {
                 let at = |what: &str, at: &Option<Timestamp>| {
                     at.map_or_else(String::new, |at| format!(", {what} {} ({at})", words::from_now(at, now)))
                 };
-                format!("new token{}{}", at("expires", expires_at), at("refreshed", refresh_at))
+                let token = if *is_new { "new token" } else { "Money-Go gave the token that was there already" };
+                format!("{token}{}{}", at("expires", expires_at), at("refreshed", refresh_at))
             }
             Self::Failed { reason, message, next_attempt_at } => {
                 let next = next_attempt_at.filter(|at| *at > now);
@@ -153,7 +155,15 @@ mod tests {
         assert_eq!(judge(&object(false, failing("EndpointUnavailable", None, 2))), None, "an outage ends");
         assert_eq!(judge(&object(true, json!({}))), Some(Outcome::Suspended));
         let done = object(false, json!({"lastHandledRefresh": "new"}));
-        assert_eq!(judge(&done), Some(Outcome::Refreshed { expires_at: None, refresh_at: None }));
+        assert_eq!(judge(&done), Some(Outcome::Refreshed { is_new: true, expires_at: None, refresh_at: None }));
+        let expires = |at: &str| object(false, json!({"lastHandledRefresh": "new", "expiresAt": at}));
+        let is_new = |now: &MoneyGoCredential| {
+            let outcome = super::judge(&expires("2026-03-01T00:00:00Z"), "new", now, true);
+            outcome.map(|outcome| outcome.words("2026-02-01T00:00:00Z".parse().unwrap()))
+        };
+        assert!(is_new(&expires("2026-03-02T00:00:00Z")).unwrap().starts_with("new token, expires"));
+        let again = is_new(&expires("2026-03-01T00:00:00Z")).unwrap();
+        assert!(again.starts_with("Money-Go gave the token that was there already, expires"), "{again}");
         let blocked = object(false, failing("CredentialsNotFound", None, 2));
         let after = |before: &MoneyGoCredential, patient| super::judge(before, "new", &blocked, patient);
         assert_eq!(after(&before, true), failed("CredentialsNotFound"), "it is new");

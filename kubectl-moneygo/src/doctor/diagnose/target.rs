@@ -15,8 +15,9 @@ use crate::words;
 /// So long a refresh may be late while nothing is said to have failed.
 const UNTOLD: SignedDuration = SignedDuration::from_mins(1);
 /// What no object's status tells.
-const ENDPOINT_DOWN: &str = "where nothing is, the endpoint may be down for everyone, or the queue before it long: look for EndpointDown in the \
-                             operator's log, and at its moneygo_token_endpoint_up and moneygo_token_requests_waiting";
+const ENDPOINT_DOWN: &str = "where nothing is, the endpoint may be down for everyone, the queue before it long, or the API server not let the Secrets \
+                             be read or written: look for EndpointDown and \"trying again\" in the operator's log, and at its moneygo_token_endpoint_up \
+                             and moneygo_token_requests_waiting";
 
 impl Walk<'_> {
     pub(super) fn target(&self, spec: &Resolved, findings: &mut Vec<Finding>) {

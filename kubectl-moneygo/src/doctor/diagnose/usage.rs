@@ -79,10 +79,13 @@ impl Walk<'_> {
         }
         let mut absent: BTreeSet<&str> = BTreeSet::new();
         let mut pods = Vec::new();
+        // The kubelet makes a folder of a subPath that is not there.
+        let mut all_by_sub_path = true;
         for one in uses {
             let lacking: Vec<_> = needed(&one.how).filter(|key| !known.contains(key)).collect();
             if !lacking.is_empty() {
                 absent.extend(lacking);
+                all_by_sub_path &= matches!(one.how, How::Files { sub_path: true, .. });
                 pods.push(*one);
             }
         }
@@ -97,7 +100,7 @@ impl Walk<'_> {
                     keys(&absent),
                     spec.target
                 ),
-                "the Pod does not start",
+                if all_by_sub_path { "in its place is an empty folder" } else { "the Pod does not start" },
                 format!("name one of {} there, or set spec.target.accessTokenKey or authorizationKey", keys(&known)),
             ));
         }
