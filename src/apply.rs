@@ -171,7 +171,7 @@ impl ApiServer {
     }
 }
 
-/// `None` where the API server itself says that there is no such object. kube's `get_opt` believes any 404, a gateway's own page, too.
+/// `None` where the API server itself says that there is no such object: a gateway's own 404 says nothing of it, whatever kube's `get_opt` makes of that.
 fn if_there<T>(found: kube::Result<T>) -> kube::Result<Option<T>> {
     match found {
         Err(kube::Error::Api(status)) if is_not_found(status.code, &status.reason) => Ok(None),

@@ -13,7 +13,7 @@ mod write;
 use std::any::Any;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -41,7 +41,7 @@ use crate::secret::{self, Owner, Version};
 use crate::status;
 use crate::telemetry::{Metrics, Probes};
 use crate::traces::Span;
-use crate::work::{Action, Work};
+use crate::work::{Action, Retries, Work};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
 const CONCURRENCY_BESIDE_GRANTS: u16 = 32;
@@ -89,6 +89,10 @@ const LEFT_RETRY: Duration = Duration::from_secs(2);
 const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Who is tried again after so long has failed several times.
+const UNREAD_FOR_LONG: Duration = Duration::from_secs(10);
+/// Between two looks at those that could not be read for long: of thousands, each is tried the less often.
+const BETWEEN_UNREAD: Duration = Duration::from_millis(5);
 /// If a plan is older than this, a clock was set since it was made.
 const SLOWEST_PASS: SignedDuration = SignedDuration::from_secs(30);
 /// By how much the clocks may drift apart between two heartbeats before it is a jump.
@@ -101,6 +105,8 @@ const WATCH_RETRY_FIRST: Duration = Duration::from_millis(500);
 const WATCH_RETRY_LAST: Duration = Duration::from_secs(5);
 /// A watch that lasted for as long works: if it ends, the next attempt is made soon.
 const WATCH_LASTS: Duration = Duration::from_secs(30);
+/// A watch that is open again and has lasted for as long is back.
+const WATCH_WORKS: Duration = Duration::from_secs(2);
 /// The longest wait between two attempts to get the key of the digests.
 const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
@@ -137,6 +143,8 @@ struct Shared {
     api_server: ApiServer,
     memories: Memories,
     digest_key: RwLock<Option<DigestKey>>,
+    /// Those that could not be read for long.
+    unread: Mutex<Retries>,
     /// The clocks as they were compared last.
     beat: Mutex<(Timestamp, Moment)>,
 }
@@ -210,7 +218,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     let beat = Mutex::new((settings.clock.now(), settings.clock.moment()));
     let api_server = ApiServer::new(settings.client.clone());
     let (memories, digest_key) = (Memories::default(), RwLock::new(None));
-    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, beat });
+    let unread = Mutex::new(Retries::new(BETWEEN_UNREAD));
+    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, unread, beat });
     let mut background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
     match shutdown.run_until_cancelled(shared.fetch_digest_key()).await {
@@ -503,7 +512,9 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
         memory.api_failures = memory.api_failures.saturating_add(1);
         memory.api_failures
     });
-    if failures == 1 && !error.is_conflict() {
+    // Of what is being deleted the watch tells a moment later.
+    let told_at = 1 + u32::from(error.is_not_found());
+    if failures == told_at && !error.is_conflict() {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
     Action::requeue(context.next_pass(key, failures))
@@ -702,8 +713,12 @@ impl Context {
         let told_end = o.status.expires_at.filter(|_| status::says_ready(&o.status)).and_then(until);
         let marked_end = marks.and_then(|marks| until(marks.life?.expires_at));
         let due = marks.and_then(|marks| until(marks.refresh_at?));
-        let wait = schedule::next_pass(failures, told_end.into_iter().chain(marked_end).min());
-        due.map_or(wait, |due| wait.min(due))
+        let end = told_end.into_iter().chain(marked_end).min();
+        let mut wait = schedule::next_pass(failures, end);
+        if wait >= UNREAD_FOR_LONG && self.shared.memories.of(key, &o.owner.uid).unread {
+            wait = self.shared.unread.lock().unwrap_or_else(PoisonError::into_inner).join(Instant::now(), wait);
+        }
+        end.into_iter().chain(due).min().map_or(wait, |sooner| wait.min(sooner))
     }
 
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {

@@ -123,6 +123,9 @@ pub fn is_not_found(code: u16, reason: &str) -> bool {
 pub fn innermost(error: &kube::Error) -> String {
     match error {
         kube::Error::SerdeError(_) => return "the answer is not that of a Kubernetes API server".to_owned(),
+        kube::Error::ProxyProtocolUnsupported { .. } | kube::Error::ProxyProtocolDisabled { .. } => {
+            return "the kubeconfig's proxy-url is not one of http".to_owned();
+        }
         kube::Error::RustlsTls(_) => {
             return "the client's certificate or key, or the CA's certificate, cannot be used".to_owned();
         }

@@ -22,7 +22,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment};
-use crate::error::innermost;
+use crate::error::{innermost, is_not_found};
 
 /// The shortest lease duration: below it, two slow calls to the API server lose the lease.
 pub const DURATION_MIN: Duration = Duration::from_secs(3);
@@ -319,9 +319,24 @@ fn describe(error: &kube::Error) -> String {
 impl Election {
     /// Does as [`Self::run`] does once `listed` is done, or [`STANDS_WITHIN`] later: a leader that still lists keeps another from it that would not have
     /// to, but there are tokens whose end is to be told, too.
-    pub async fn run_after(self, listed: impl Future<Output = ()>, shutdown: CancellationToken) {
-        let _ = shutdown.run_until_cancelled(time::timeout(STANDS_WITHIN, listed)).await;
+    pub async fn run_after(mut self, listed: impl Future<Output = ()>, shutdown: CancellationToken) {
+        let listed = time::timeout(STANDS_WITHIN, listed);
+        let may_stand = async {
+            tokio::select! {
+                _ = listed => {}
+                // For how long a holder has been silent is known then.
+                () = self.look_on() => {}
+            }
+        };
+        shutdown.run_until_cancelled(may_stand).await;
         self.run(shutdown).await;
+    }
+
+    async fn look_on(&mut self) {
+        loop {
+            let _ = self.look().await;
+            time::sleep(self.config.retry_period()).await;
+        }
     }
 
     /// Acquires the lease, keeps it, and fights for it again when lost, until `shutdown` is cancelled; then gives it up
@@ -399,7 +414,11 @@ impl Election {
 
     /// Reads the Lease; none where there is none.
     async fn look(&mut self) -> Result<Option<Observed>, Failure> {
-        let found = self.bounded(self.leases.get_opt(&self.config.name)).await?;
+        let found = match self.bounded(self.leases.get(&self.config.name)).await {
+            Ok(lease) => Some(lease),
+            Err(Failure::Api(kube::Error::Api(status))) if is_not_found(status.code, &status.reason) => None,
+            Err(failure) => return Err(failure),
+        };
         let before = self.observed.take();
         if let (Some(before), Some(found)) = (&before, &found)
             && went_back(&before.lease.metadata, &found.metadata)
@@ -897,6 +916,18 @@ mod tests {
             shutdown.cancel();
             running.await.unwrap();
         }
+        // Meanwhile it is seen for how long a holder is silent.
+        let store = SharedStore::default();
+        let gone = Candidate::start(&store, "gone");
+        gone.until(true).await;
+        gone.running.abort();
+        let (leadership, election) = elect(client(&store), config("one"), Clock::new(ticking, || Duration::ZERO));
+        let (shutdown, begun) = (CancellationToken::new(), Instant::now());
+        let running = tokio::spawn(election.run_after(time::sleep(Duration::from_secs(14)), shutdown.clone()));
+        leadership.changed().wait_for(|leads| *leads).await.unwrap();
+        assert!((15..21).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        shutdown.cancel();
+        running.await.unwrap();
         // A stop does not wait for that.
         let (_, election) =
             elect(client(&SharedStore::default()), config("two"), Clock::new(ticking, || Duration::ZERO));

@@ -21,7 +21,7 @@ use kube::core::{ListMeta, Request, WatchEvent};
 use kube::runtime::watcher::{Error, Event};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use list::List;
 
@@ -29,8 +29,12 @@ use list::List;
 const PAGE: u32 = 500;
 /// A watch that ends sooner, and has shown nothing, is one that fails: client-go's measure, too.
 const LASTS_AT_LEAST: Duration = Duration::from_secs(1);
+/// The API server ends a watch sooner: five minutes less ten seconds is what it is asked for.
+const SILENT_AT_MOST: Duration = Duration::from_mins(5);
 /// What says that the versions asked for are no longer kept.
 const GONE: u16 = 410;
+/// What says that an answer was not ready in time.
+const TOOK_TOO_LONG: u16 = 504;
 
 /// What a watch tells.
 pub enum Shown<K> {
@@ -73,7 +77,7 @@ type Step<K> = (Option<Result<Shown<K>, Error>>, State<K>);
 /// Lists the objects that a selector selects, of a namespace or of all, and watches them. Never ends: what fails is tried again as soon as it is
 /// polled.
 ///
-/// A watch that ends, or breaks off, goes on where it was. One that dies in silence ends with the client's own limit on that.
+/// A watch that ends, breaks off, or is silent for longer than the API server lets one last, goes on where it was.
 pub fn watch<K>(
     client: Client,
     namespace: Option<&str>,
@@ -104,12 +108,19 @@ impl Watch {
             State::Begin => show(Event::Init, State::Page(None)),
             State::Page(from) => match self.list::<K>(from).await {
                 Ok(list) => (None, State::Listing(Box::new(list))),
-                Err(error) => self.list_failed(error),
+                Err(error) => {
+                    self.in_pages = has_code(&error, TOOK_TOO_LONG) || self.in_pages && !has_code(&error, GONE);
+                    fail(Error::InitialListFailed(error), State::Begin)
+                }
             },
             State::Listing(mut list) => match list.next().await {
                 Ok(Some(object)) => show(Event::InitApply(object), State::Listing(list)),
-                Ok(None) => listed(list.into_metadata()),
-                Err(error) => self.list_failed(error),
+                Ok(None) => self.listed(list.into_metadata()),
+                Err(error) => {
+                    // Mostly it was too long for one answer.
+                    self.in_pages = true;
+                    fail(Error::InitialListFailed(error), State::Begin)
+                }
             },
             State::Listed(version) => match self.changes::<K>(&version).await {
                 Ok(changes) => {
@@ -117,7 +128,7 @@ impl Watch {
                     (Some(Ok(Shown::Open)), State::Watching(Watching { version, changes, silent_since }))
                 }
                 Err(error) => {
-                    let next = if is_gone(&error) { State::Begin } else { State::Listed(version) };
+                    let next = if has_code(&error, GONE) { State::Begin } else { State::Listed(version) };
                     fail(Error::WatchStartFailed(error), next)
                 }
             },
@@ -140,10 +151,17 @@ impl Watch {
         Ok(List::new(Box::pin(body)))
     }
 
-    /// It may have been too long for one answer, or its pages too old.
-    fn list_failed<K>(&mut self, error: kube::Error) -> Step<K> {
-        self.in_pages = !self.in_pages;
-        fail(Error::InitialListFailed(error), State::Begin)
+    fn listed<K>(&mut self, metadata: ListMeta) -> Step<K> {
+        let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
+        match (filled(metadata.continue_), filled(metadata.resource_version)) {
+            (Some(from), _) => (None, State::Page(Some(from))),
+            (None, Some(version)) => {
+                // What kept the API server from giving it in one may be over by the next time.
+                self.in_pages = false;
+                show(Event::InitDone, State::Listed(version))
+            }
+            (None, None) => fail(Error::NoResourceVersion, State::Begin),
+        }
     }
 
     async fn changes<K>(&self, version: &str) -> kube::Result<Changes<K>>
@@ -160,22 +178,14 @@ impl Watch {
     }
 }
 
-fn listed<K>(metadata: ListMeta) -> Step<K> {
-    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    match (filled(metadata.continue_), filled(metadata.resource_version)) {
-        (Some(from), _) => (None, State::Page(Some(from))),
-        (None, Some(version)) => show(Event::InitDone, State::Listed(version)),
-        (None, None) => fail(Error::NoResourceVersion, State::Begin),
-    }
-}
-
 impl<K: Resource> Watching<K> {
     async fn step(mut self) -> Step<K> {
-        let change = match self.changes.next().await {
+        let Ok(next) = timeout(SILENT_AT_MOST, self.changes.next()).await else { return self.ended() };
+        let change = match next {
             Some(Ok(change)) => change,
             Some(Err(error)) if !matches!(error, kube::Error::ReadEvents(_)) => {
                 // Of one object something came that cannot be read, say: the others' changes come as they did.
-                let next = if is_gone(&error) { State::Begin } else { State::Watching(self) };
+                let next = if has_code(&error, GONE) { State::Begin } else { State::Watching(self) };
                 return fail(Error::WatchFailed(error), next);
             }
             None | Some(Err(_)) => return self.ended(),
@@ -221,6 +231,6 @@ fn fail<K>(error: Error, next: State<K>) -> Step<K> {
     (Some(Err(error)), next)
 }
 
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == GONE)
+fn has_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
 }

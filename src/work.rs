@@ -40,6 +40,30 @@ impl Action {
     }
 }
 
+/// Those that are tried again for long, one behind the other: of a few, each as often as it would be alone; of thousands, the less often.
+#[derive(Debug)]
+pub struct Retries {
+    between: Duration,
+    /// When the last of them is.
+    last: Option<Instant>,
+}
+
+impl Retries {
+    /// None, and so far apart at least.
+    #[must_use]
+    pub fn new(between: Duration) -> Self {
+        Self { between, last: None }
+    }
+
+    /// Puts one behind the others. Returns how long it waits: not less than `wait`.
+    pub fn join(&mut self, now: Instant, wait: Duration) -> Duration {
+        let behind = self.last.map_or(now, |last| last + self.between);
+        let at = behind.max(now + wait);
+        self.last = Some(at);
+        at.saturating_duration_since(now)
+    }
+}
+
 /// Who hung so often in a row is expected to hang again: once may have been chance.
 const HANGS: u32 = 2;
 /// So many of those are looked at at once: each takes a place of the API server's, too.
@@ -248,6 +272,24 @@ impl<K: Clone + Ord + Hash> Work<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_that_are_tried_again_for_long_each_waits_for_its_turn() {
+        let (millis, now) = (Duration::from_millis, Instant::now());
+        let mut retries = Retries::new(millis(5));
+        let waits: Vec<_> = (0..4).map(|_| retries.join(now, millis(1000)).as_millis()).collect();
+        assert_eq!(waits, [1000, 1005, 1010, 1015]);
+        // As each comes again, nothing has changed for so few.
+        assert_eq!(retries.join(now + millis(1000), millis(1000)), millis(1000));
+        let of_many: Vec<_> = (0..400).map(|_| retries.join(now + millis(2000), millis(1000))).collect();
+        assert_eq!(of_many.first(), Some(&millis(1000)));
+        assert_eq!(of_many.last(), Some(&millis(1000 + 399 * 5)));
+        assert_eq!(
+            retries.join(now + millis(60_000), millis(1000)),
+            millis(1000),
+            "and all of it is over at some time"
+        );
+    }
 
     fn start(work: &mut Work<&'static str>) -> Vec<&'static str> {
         std::iter::from_fn(|| work.start_turn().or_else(|| work.start())).collect()

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     Call, Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, MOST_ASKED_UNSEEN, Settings, Shared,
-    WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST,
+    WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST, WATCH_WORKS,
 };
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
@@ -202,16 +202,31 @@ pub(super) async fn follow<K>(
     mut fold: impl FnMut(Event<K>),
 ) {
     let (mut failing, mut listed) = (false, Some(listed));
+    // Since when it is open again.
+    let mut open_since = None;
     let mut shown = std::pin::pin!(shown.backoff(backoff()));
-    while let Some(next) = shown.next().await {
+    loop {
+        let works_from = open_since.filter(|_| failing).map(|since| since + WATCH_WORKS);
+        let next = async {
+            match works_from {
+                Some(at) => tokio::time::timeout_at(at, shown.next()).await,
+                None => Ok(shown.next().await),
+            }
+        };
+        let Ok(next) = next.await else {
+            failing = false;
+            tracing::info!(what, "the watch is back");
+            continue;
+        };
+        let Some(next) = next else { return };
         match next {
-            // A list says nothing of the watch behind it.
-            Ok(Shown::Open) => {
-                if std::mem::take(&mut failing) {
+            // What opens may end at once.
+            Ok(Shown::Open) => open_since = Some(Instant::now()),
+            Ok(Shown::Event(event)) => {
+                // A list says nothing of the watch behind it.
+                if matches!(event, Event::Apply(_) | Event::Delete(_)) && std::mem::take(&mut failing) {
                     tracing::info!(what, "the watch is back");
                 }
-            }
-            Ok(Shown::Event(event)) => {
                 let is_whole = matches!(event, Event::InitDone);
                 fold(event);
                 if is_whole && let Some(listed) = listed.take() {
@@ -219,6 +234,7 @@ pub(super) async fn follow<K>(
                 }
             }
             Err(error) => {
+                open_since = None;
                 if !std::mem::replace(&mut failing, true) {
                     let hint = if is_unknown_kind(&error) { ": is the CRD installed?" } else { "" };
                     tracing::warn!(what, error = watch_failure(&error), "the watch fails, and is tried again{hint}");
@@ -403,6 +419,45 @@ mod tests {
         assert!(jumps(12_100, 10_000) && jumps(7_900, 10_000), "the wall clock was set");
         assert!(jumps(10_000, 70_000), "the machine was suspended for a minute, and its wall clock not set yet");
         assert!(jumps(-31_536_000_000, 10_000), "back by a year");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_fails_is_told_of_once_and_once_when_it_is_back() {
+        let log = Log::default();
+        let lines = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let fails = || Err(watcher::Error::NoResourceVersion);
+        let object = || serde_json::from_str::<SecretMeta>("{\"metadata\": {}}").unwrap();
+        for (shown, failed, back) in [
+            // What is open may end at once; what lasts is back; so is what shows what has changed.
+            (vec![fails(), Ok(Shown::Open), fails(), Ok(Shown::Open), fails()], 1, 0),
+            (vec![fails(), fails(), Ok(Shown::Open)], 1, 1),
+            (vec![fails(), Ok(Shown::Event(Event::InitDone)), fails()], 1, 0),
+            (vec![fails(), Ok(Shown::Open), Ok(Shown::Event(Event::Apply(object()))), fails()], 2, 1),
+        ] {
+            let shown = futures::stream::iter(shown).chain(futures::stream::pending());
+            let (listed, _listed) = oneshot::channel();
+            let following = follow("Secrets", shown, listed, |_: Event<SecretMeta>| {});
+            let _ = tokio::time::timeout(WATCH_LASTS, following).await;
+            let text = String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
+            assert_eq!(text.matches("the watch fails").count(), failed, "{text}");
+            assert_eq!(text.matches("the watch is back").count(), back, "{text}");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -68,8 +68,9 @@ fn what_quotes_credentials_is_told_in_words_of_our_own() {
     };
     let ran =
         || AuthError::AuthExecRun { cmd: "SECRET=canary-of-environment login".to_owned(), out: Box::new(output()) };
-    let pem = kube::client::RustlsTlsError::MissingPrivateKey;
-    for error in [kube::Error::Auth(ran()), kube::Error::Service(Box::new(ran())), kube::Error::RustlsTls(pem)] {
+    let proxy_url = Box::new(http::Uri::from_static("socks5://user:canary-password@proxy"));
+    let proxy = kube::Error::ProxyProtocolDisabled { proxy_url, protocol_feature: "socks5" };
+    for error in [kube::Error::Auth(ran()), kube::Error::Service(Box::new(ran())), proxy] {
         assert!(!innermost(&error).contains("canary"), "{}", innermost(&error));
     }
     assert!(innermost(&kube::Error::Auth(ran())).contains("exec plugin"));

@@ -25,13 +25,14 @@ pub(super) struct List<R, K> {
     buffer: Vec<u8>,
     taken: usize,
     metadata: ListMeta,
+    has_items: bool,
     items: PhantomData<fn() -> K>,
 }
 
 impl<R: AsyncBufRead + Unpin, K: DeserializeOwned> List<R, K> {
     pub(super) fn new(source: R) -> Self {
         let (place, buffer, metadata) = (Place::Start, Vec::new(), ListMeta::default());
-        Self { source, place, buffer, taken: 0, metadata, items: PhantomData }
+        Self { source, place, buffer, taken: 0, metadata, has_items: false, items: PhantomData }
     }
 
     /// The list's own metadata: whole once there is no more object.
@@ -48,6 +49,9 @@ impl<R: AsyncBufRead + Unpin, K: DeserializeOwned> List<R, K> {
             match (self.place, self.peek().await?) {
                 (Place::End, _) => return Ok(None),
                 (Place::Start, b'{') | (Place::Items, b']') => self.enter(Place::Fields),
+                (Place::Fields, b'}') if !self.has_items => {
+                    return Err(kube::Error::SerdeError(serde::de::Error::missing_field("items")));
+                }
                 (Place::Fields, b'}') => {
                     self.enter(Place::End);
                     // A connection whose answer was read to its end serves again.
@@ -70,6 +74,7 @@ impl<R: AsyncBufRead + Unpin, K: DeserializeOwned> List<R, K> {
         if self.peek().await? == b':' {
             self.taken += 1;
         }
+        self.has_items |= name == "items";
         match name.as_str() {
             "metadata" => self.metadata = self.value().await?,
             "items" if self.peek().await? == b'[' => self.enter(Place::Items),
