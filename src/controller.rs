@@ -63,6 +63,8 @@ const MOST_TOLD_OF_ENDS: usize = 500;
 const ENDS_TOLD_AT_ONCE: usize = 8;
 /// The first list of the namespaces is waited for no longer: without it a grant is made where one is being deleted, and that is all.
 const NAMESPACES_LISTED_WITHIN: Duration = Duration::from_secs(3);
+/// Whether this replica leads is waited for no longer, before the first look.
+const ELECTED_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is asked of those that wait to be looked at whether they are due.
 const ASKED_UNSEEN_EVERY: Duration = Duration::from_secs(1);
 /// So many of them are asked at a time: each takes some 30 µs.
@@ -281,17 +283,21 @@ async fn control(shared: &Shared, scopes: Vec<Scope>, shutdown: &CancellationTok
                 if let Some(listed) = namespaces_listed {
                     let _ = tokio::time::timeout(NAMESPACES_LISTED_WITHIN, listed).await;
                 }
+                if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    tracing::info!("the watches are in step");
+                    shared.settings.probes.set_ready(true);
+                }
+                shared.settings.in_step.cancel();
+                // Who looks before leading looks at everything again.
+                let _ = tokio::time::timeout(ELECTED_WITHIN, shared.settings.leadership.tried()).await;
             };
             let mut work = Work::default();
             if shutdown.run_until_cancelled(collect_until(in_step, &mut called, &mut work)).await.is_none() {
                 return;
             }
-            shared.settings.in_step.cancel();
-            if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
-                tracing::info!("the watches are in step");
-                shared.settings.probes.set_ready(true);
-            }
-            reconcile_all(context, called, work, shutdown.clone()).await;
+            // Before it was known who leads, none could be sent to the queue of grants.
+            context.call_all(work.into_waiting());
+            reconcile_all(context, called, Work::default(), shutdown.clone()).await;
         }
     });
     futures::future::join_all(controllers).await;
@@ -508,13 +514,15 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     // Of an object that is gone nothing is remembered but a token that is still to be written.
     let left = || context.shared.memories.left(key).and_then(|left| left.uid());
     let Some(uid) = context.caches.uid(key).or_else(left) else { return Action::await_change() };
-    let failures = context.shared.memories.with(key, &uid, |memory| {
+    let (failures, is_told) = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
-        memory.api_failures
+        // Of what is being deleted the watch tells a moment later.
+        let is_chance = error.is_conflict() || (error.is_not_found() && memory.api_failures == 1);
+        let is_told = !is_chance && !memory.told_of_failures;
+        memory.told_of_failures |= is_told;
+        (memory.api_failures, is_told)
     });
-    // Of what is being deleted the watch tells a moment later.
-    let told_at = 1 + u32::from(error.is_not_found());
-    if failures == told_at && !error.is_conflict() {
+    if is_told {
         tracing::warn!(namespace = %key.namespace(), name = %key.name(), reason = error.reason(), %error, "trying again");
     }
     Action::requeue(context.next_pass(key, failures))
@@ -549,7 +557,7 @@ impl Context {
             }
         }
         let action = self.carry_out(&mut o, plan, sight, permit).await?;
-        self.remember(&o.owner, |memory| (memory.api_failures, memory.unread) = (0, false));
+        self.remember(&o.owner, Memory::has_passed);
         Ok(action)
     }
 
@@ -718,7 +726,9 @@ impl Context {
         if wait >= UNREAD_FOR_LONG && self.shared.memories.of(key, &o.owner.uid).unread {
             wait = self.shared.unread.lock().unwrap_or_else(PoisonError::into_inner).join(Instant::now(), wait);
         }
-        end.into_iter().chain(due).min().map_or(wait, |sooner| wait.min(sooner))
+        // However many others wait, no living token is stepped over.
+        let latest = end.map(schedule::latest_pass).into_iter().chain(due).min();
+        latest.map_or(wait, |latest| wait.min(latest))
     }
 
     fn admit(&self, o: &Observed) -> Option<Permit<ObjectKey>> {

@@ -303,7 +303,7 @@ pub struct MoneyGoCredentialStatus {
     #[schemars(with = "String")]
     pub target_name: Option<String>,
 
-    /// When the token that is there was asked for.
+    /// When the token that is there was asked for; the last one, where none is there (expiresAt is unset then).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "date_time")]
     pub issued_at: Option<Timestamp>,

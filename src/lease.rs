@@ -199,17 +199,21 @@ struct Term {
     /// The start of the last write that took or kept the lease; none while not leading.
     renewed: Mutex<Option<Moment>>,
     leading: watch::Sender<bool>,
+    tried: CancellationToken,
 }
 
 impl Leadership {
     /// For a process that runs without an election: it always leads.
     #[must_use]
     pub fn always() -> Self {
-        Self::new(Clock::SYSTEM, None, true)
+        let always = Self::new(Clock::SYSTEM, None, true);
+        always.0.tried.cancel();
+        always
     }
 
     fn new(clock: Clock, length: Option<Duration>, leading: bool) -> Self {
-        Self(Arc::new(Term { clock, length, renewed: Mutex::new(None), leading: watch::Sender::new(leading) }))
+        let (leading, tried) = (watch::Sender::new(leading), CancellationToken::new());
+        Self(Arc::new(Term { clock, length, renewed: Mutex::new(None), leading, tried }))
     }
 
     /// Whether this process leads now: the lease was renewed less than a renew deadline ago, by every clock.
@@ -224,6 +228,11 @@ impl Leadership {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<bool> {
         self.0.leading.subscribe()
+    }
+
+    /// Returns once it is known whether this process leads to begin with, or that the Lease cannot be had.
+    pub async fn tried(&self) {
+        self.0.tried.cancelled().await;
     }
 
     fn renewed(&self) -> std::sync::MutexGuard<'_, Option<Moment>> {
@@ -321,20 +330,22 @@ impl Election {
     /// to, but there are tokens whose end is to be told, too.
     pub async fn run_after(mut self, listed: impl Future<Output = ()>, shutdown: CancellationToken) {
         let listed = time::timeout(STANDS_WITHIN, listed);
-        let may_stand = async {
+        let went_back = async {
             tokio::select! {
-                _ = listed => {}
+                _ = listed => false,
                 // For how long a holder has been silent is known then.
-                () = self.look_on() => {}
+                () = self.look_on() => true,
             }
         };
-        shutdown.run_until_cancelled(may_stand).await;
-        self.run(shutdown).await;
+        match shutdown.run_until_cancelled(went_back).await {
+            Some(true) => tell_of_restored(),
+            _ => self.run(shutdown).await,
+        }
     }
 
+    /// Returns where etcd was set back.
     async fn look_on(&mut self) {
-        loop {
-            let _ = self.look().await;
+        while !matches!(self.look().await, Err(Failure::WentBack)) {
             time::sleep(self.config.retry_period()).await;
         }
     }
@@ -366,6 +377,7 @@ impl Election {
                 return;
             }
             self.report(result);
+            self.leadership.0.tried.cancel();
             time::sleep(self.pause()).await;
         }
     }
@@ -513,6 +525,13 @@ impl Election {
         }
         self.reported = Some(report);
     }
+}
+
+fn tell_of_restored() {
+    tracing::error!(
+        reason = "EtcdRestored",
+        "the API server shows an earlier state than before: ending, to begin afresh"
+    );
 }
 
 /// From 0 to 1, as good as random: no two candidates have the same identity.

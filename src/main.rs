@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use moneygo_operator::clock::Clock;
@@ -225,7 +225,8 @@ struct Cluster {
 
 impl Cluster {
     async fn connect() -> anyhow::Result<Self> {
-        let (mut config, namespace) = cluster_config().await?;
+        let in_pod = is_in_pod();
+        let (mut config, namespace) = cluster_config(in_pod).await?;
         // Every call is bounded and repeated where it is made, on that place's own terms.
         config.default_retry = false;
         config.connect_timeout = Some(CLUSTER_LIMIT / 2);
@@ -238,15 +239,26 @@ impl Cluster {
                 .map_err(|error| anyhow!("cannot use the cluster's configuration: {}", innermost(&error)))
         };
         let (election_client, client) = (client(config.clone())?, client(config)?);
-        check_reachable(&client, &url).await?;
+        match check_reachable(&client, &url).await {
+            // All that asks it tries again within seconds. To be started anew takes the kubelet up to five minutes.
+            Err(Unreachable::Silent(error)) if in_pod => {
+                tracing::warn!(%error, "goes on without the API server, and tries again");
+            }
+            Err(Unreachable::Silent(error) | Unreachable::Refuses(error)) => return Err(error),
+            Ok(()) => {}
+        }
         Ok(Self { client, election_client, url, namespace })
     }
 }
 
-/// `KUBECONFIG`, else the Pod's service account, else `~/.kube/config`: the order of controller-runtime.
-async fn cluster_config() -> anyhow::Result<(Config, Option<String>)> {
+fn is_in_pod() -> bool {
     let named = std::env::var_os("KUBECONFIG").is_some_and(|paths| !paths.is_empty());
-    if !named && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+    !named && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+}
+
+/// `KUBECONFIG`, else the Pod's service account, else `~/.kube/config`: the order of controller-runtime.
+async fn cluster_config(in_pod: bool) -> anyhow::Result<(Config, Option<String>)> {
+    if in_pod {
         let config =
             Config::incluster().context("cannot use the Pod's service account: does the Pod mount its token?")?;
         let namespace = config.default_namespace.clone();
@@ -286,23 +298,29 @@ fn cluster_proxy(kubeconfig: &Kubeconfig) -> Option<String> {
     cluster.proxy_url.clone().filter(|proxy| !proxy.is_empty())
 }
 
+/// Why nothing can be asked of the cluster.
+enum Unreachable {
+    /// It may answer in a moment.
+    Silent(anyhow::Error),
+    /// It does, and will not have us.
+    Refuses(anyhow::Error),
+}
+
 /// Any answer will do, but for one that knows nobody of our name.
-async fn check_reachable(client: &Client, url: &http::Uri) -> anyhow::Result<()> {
+async fn check_reachable(client: &Client, url: &http::Uri) -> Result<(), Unreachable> {
     let asked = tokio::time::timeout(CLUSTER_LIMIT, client.apiserver_version()).await;
     match asked {
-        Err(_) => bail!("cannot reach the cluster at {url}: no answer within 10 s: check the network, or KUBECONFIG"),
-        Ok(Err(kube::Error::Api(status))) if status.code == 401 => {
-            bail!(
-                "the cluster at {url} does not accept our credentials (401): renew those in KUBECONFIG or the service account's token"
-            )
-        }
+        Err(_) => Err(Unreachable::Silent(anyhow!(
+            "cannot reach the cluster at {url}: no answer within 10 s: check the network, or KUBECONFIG"
+        ))),
+        Ok(Err(kube::Error::Api(status))) if status.code == 401 => Err(Unreachable::Refuses(anyhow!(
+            "the cluster at {url} does not accept our credentials (401): renew those in KUBECONFIG or the service account's token"
+        ))),
         Ok(Ok(_) | Err(kube::Error::Api(_))) => Ok(()),
-        Ok(Err(error)) => {
-            bail!(
-                "cannot reach the cluster at {url}: {}: check that it runs, or that KUBECONFIG names the right one",
-                innermost(&error)
-            )
-        }
+        Ok(Err(error)) => Err(Unreachable::Silent(anyhow!(
+            "cannot reach the cluster at {url}: {}: check that it runs, or that KUBECONFIG names the right one",
+            innermost(&error)
+        ))),
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Memory {
     pub waits_since: Option<Timestamp>,
     /// Reconciles in a row that failed for the API server's sake.
     pub api_failures: u32,
+    /// The log has told of them.
+    pub told_of_failures: bool,
     /// At the last look its Secrets could not be read.
     pub unread: bool,
     /// Someone was told that another object has the same credentials.
@@ -99,9 +101,15 @@ impl Memory {
             owner_refused_until: None,
             waits_since: None,
             api_failures: 0,
+            told_of_failures: false,
             unread: false,
             warned_of_sharing: false,
         }
+    }
+
+    /// A pass has come to its end.
+    pub fn has_passed(&mut self) {
+        (self.api_failures, self.told_of_failures, self.unread) = (0, false, false);
     }
 
     /// Whether there is nothing in it that another would not have.

@@ -648,10 +648,9 @@ fn target_obstacle(o: &Observed, spec: &Resolved) -> Option<Obstacle> {
     }
     let controller = o.target.facts().and_then(Facts::controller);
     let message = match controller {
-        Some(controller) => format!(
-            "the Secret \"{name}\" belongs to the {} \"{}\": choose another target.name",
-            controller.kind, controller.name
-        ),
+        Some(controller) => {
+            format!("the Secret \"{name}\" belongs to the {}: choose another target.name", secret::in_words(controller))
+        }
         None => format!(
             "the Secret \"{name}\" is there and is not of this MoneyGoCredential: choose another target.name, or annotate the Secret with money-go.com/adopt={}",
             o.owner.name

@@ -253,8 +253,13 @@ pub fn next_attempt(
 #[must_use]
 pub fn next_pass(failures: u32, left: Option<Duration>) -> Duration {
     let wait = Duration::from_millis(100).saturating_mul(1 << failures.min(7)).min(Duration::from_secs(10));
-    let step = |left: Duration| (left / 4).max(Duration::from_secs(1)).min(left);
-    left.map_or(wait, |left| wait.min(step(left)))
+    left.map_or(wait, |left| wait.min(latest_pass(left)))
+}
+
+/// The longest wait before another look at a token of whose life so much is left: see [`next_pass`].
+#[must_use]
+pub fn latest_pass(left: Duration) -> Duration {
+    (left / 4).max(Duration::from_secs(1)).min(left)
 }
 
 /// How long it is until `at`. `None` where that is past.

@@ -28,6 +28,8 @@ pub const LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/managed-by", "moneygo-operator"), ("app.kubernetes.io/name", "moneygo-token")];
 
 const DOMAIN: &str = "money-go.com/";
+/// Of each of its words, in characters: no name is longer.
+const OWNER_WORDS: usize = 253;
 
 /// One version of one object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -238,6 +240,14 @@ impl Facts {
     pub fn owning_credential(&self) -> Option<&str> {
         self.controller().filter(|owner| is_credential(owner)).map(|owner| owner.uid.as_str())
     }
+}
+
+/// `Deployment "shop"`. Whoever may write the Secret may write anything there: the API server does not look at it.
+#[must_use]
+pub fn in_words(owner: &OwnerReference) -> String {
+    let harmless =
+        |text: &str| text.chars().filter(|character| !character.is_control()).take(OWNER_WORDS).collect::<String>();
+    format!("{} \"{}\"", harmless(&owner.kind), harmless(&owner.name))
 }
 
 impl Marks {

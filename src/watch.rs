@@ -33,6 +33,8 @@ const LASTS_AT_LEAST: Duration = Duration::from_secs(1);
 const SILENT_AT_MOST: Duration = Duration::from_mins(5);
 /// What says that the versions asked for are no longer kept.
 const GONE: u16 = 410;
+/// An answer that fails after so long was too long.
+const LONG: Duration = Duration::from_secs(10);
 /// What says that an answer was not ready in time.
 const TOOK_TOO_LONG: u16 = 504;
 
@@ -106,13 +108,18 @@ impl Watch {
     {
         match state {
             State::Begin => show(Event::Init, State::Page(None)),
-            State::Page(from) => match self.list::<K>(from).await {
-                Ok(list) => (None, State::Listing(Box::new(list))),
-                Err(error) => {
-                    self.in_pages = has_code(&error, TOOK_TOO_LONG) || self.in_pages && !has_code(&error, GONE);
-                    fail(Error::InitialListFailed(error), State::Begin)
+            State::Page(from) => {
+                let asked = Instant::now();
+                match self.list::<K>(from).await {
+                    Ok(list) => (None, State::Listing(Box::new(list))),
+                    Err(error) => {
+                        // What is before the API server may not wait for as long as it does, and has other words for that.
+                        let took_too_long = has_code(&error, TOOK_TOO_LONG) || asked.elapsed() >= LONG;
+                        self.in_pages = took_too_long || self.in_pages && !has_code(&error, GONE);
+                        fail(Error::InitialListFailed(error), State::Begin)
+                    }
                 }
-            },
+            }
             State::Listing(mut list) => match list.next().await {
                 Ok(Some(object)) => show(Event::InitApply(object), State::Listing(list)),
                 Ok(None) => self.listed(list.into_metadata()),

@@ -213,6 +213,12 @@ impl<K: Clone + Ord + Hash> Work<K> {
         self.turning.len()
     }
 
+    /// Who waited to be looked at, where nobody is to be yet.
+    #[must_use]
+    pub fn into_waiting(self) -> Vec<K> {
+        self.line.into_values().collect()
+    }
+
     /// Who waits to be looked at.
     pub fn waiting(&self) -> impl Iterator<Item = &K> {
         self.line.values()

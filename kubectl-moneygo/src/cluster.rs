@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{DynamicObject, GetParams, ListParams, Patch, PatchParams};
 use kube::client::Body;
@@ -12,7 +12,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config, ResourceExt as _};
 use moneygo_operator::clock::Clock;
-use moneygo_operator::crd::MoneyGoCredential;
+use moneygo_operator::crd::{MoneyGoCredential, MoneyGoCredentialSpec};
+use moneygo_operator::error::innermost;
 use serde_json::Value;
 
 use crate::args::{ClusterArgs, Which};
@@ -49,7 +50,8 @@ impl Cluster {
         config.connect_timeout = Some(CONNECT_LIMIT);
         config.read_timeout = Some(SILENCE_LIMIT);
         let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config).context("cannot use the kubeconfig")?;
+        let client =
+            Client::try_from(config).map_err(|error| anyhow!("cannot use the kubeconfig: {}", innermost(&error)))?;
         Ok(Self { client, namespace, everywhere: args.all_namespaces })
     }
 
@@ -169,13 +171,19 @@ fn resource() -> ApiResource {
     ApiResource::erase::<MoneyGoCredential>(&())
 }
 
-/// An object as far as it can be read. One that an older schema let in has an empty spec here, which is not valid.
+/// An object as far as it can be read. Where its spec cannot, it has one here that names no credentials: the schema lets no such in.
 #[must_use]
 pub fn read(object: DynamicObject) -> MoneyGoCredential {
-    object.clone().try_parse().unwrap_or_else(|_| MoneyGoCredential {
-        status: object.data.get("status").cloned().and_then(|status| serde_json::from_value(status).ok()),
-        metadata: object.metadata,
-        spec: moneygo_operator::crd::MoneyGoCredentialSpec::default(),
+    object.clone().try_parse().unwrap_or_else(|_| {
+        let part = |name: &str| object.data.get(name).cloned();
+        let suspend = object.data.pointer("/spec/suspend").and_then(Value::as_bool);
+        MoneyGoCredential {
+            status: part("status").and_then(|status| serde_json::from_value(status).ok()),
+            spec: part("spec")
+                .and_then(|spec| serde_json::from_value(spec).ok())
+                .unwrap_or_else(|| MoneyGoCredentialSpec { suspend, ..MoneyGoCredentialSpec::default() }),
+            metadata: object.metadata,
+        }
     })
 }
 
@@ -194,14 +202,6 @@ pub fn explain(doing: &str, error: &kube::Error) -> anyhow::Error {
         401 => anyhow!("cannot {doing}: the cluster does not know you: log in again, or choose another --context"),
         _ => anyhow!("cannot {doing}: {}", status.message),
     }
-}
-
-fn innermost(error: &kube::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 /// The time of day as the API server tells it: it and the operator are nearer to each other than to the clock here.

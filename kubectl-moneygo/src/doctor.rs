@@ -26,7 +26,7 @@ pub async fn run(args: &ClusterArgs, wanted: &DoctorArgs) -> anyhow::Result<Verd
         gather::each(&cluster, wanted, judge).await?
     };
     let look = Look::of_stdout();
-    crate::status::print(&report::text(&diagnoses, wanted.output, look)?)?;
+    crate::status::show(&report::text(&diagnoses, wanted.output, look)?)?;
     let is_ill = |diagnosis: &Diagnosis| diagnosis.findings.iter().any(|one| one.severity == Severity::Error);
     Ok(if diagnoses.iter().any(is_ill) { Verdict::Unwell } else { Verdict::Well })
 }

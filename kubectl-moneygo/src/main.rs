@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 
 fn complain(error: &anyhow::Error) -> ExitCode {
     // Whoever reads a pipe may be gone: then there is nobody to complain to.
-    if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+    if status::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
     }
     terminal::tell(&format!("error: {error:#}"));

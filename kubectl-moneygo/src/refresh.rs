@@ -170,7 +170,8 @@ async fn request(cluster: &Cluster, objects: Vec<MoneyGoCredential>) -> anyhow::
         let request = cluster::now().to_string();
         let patch = json!({"metadata": {"annotations": {annotation::REFRESH_REQUESTED: request}}});
         let patched = cluster.patch(&before, patch).await;
-        (key(&before), patched.map(|now| Waiting { before, now, request }))
+        // What fails between the listing and the request is no answer to it.
+        (key(&before), patched.map(|now| Waiting { before: now.clone(), now, request }))
     });
     let asked: Vec<_> = stream::iter(asking).buffer_unordered(CONCURRENCY).collect().await;
     let (mut waiting, mut refused, mut first) = (BTreeMap::new(), Vec::new(), None);

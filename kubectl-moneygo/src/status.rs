@@ -18,8 +18,8 @@ pub async fn run(args: &ClusterArgs, wanted: &StatusArgs) -> anyhow::Result<Verd
     let now = cluster::now();
     let lives: Vec<_> = objects.iter().map(|object| Life::of(object, now)).collect();
     match wanted.output {
-        Some(Output::Json) => print(&(serde_json::to_string_pretty(&in_json(&lives, now))? + "\n"))?,
-        Some(Output::Yaml) => print(&serde_yaml::to_string(&in_json(&lives, now))?)?,
+        Some(Output::Json) => show(&(serde_json::to_string_pretty(&in_json(&lives, now))? + "\n"))?,
+        Some(Output::Yaml) => show(&serde_yaml::to_string(&in_json(&lives, now))?)?,
         _ if lives.is_empty() => {
             let place = if cluster.everywhere {
                 "any namespace".to_owned()
@@ -31,11 +31,24 @@ pub async fn run(args: &ClusterArgs, wanted: &StatusArgs) -> anyhow::Result<Verd
         form => {
             let view =
                 View { everywhere: cluster.everywhere, wide: form == Some(Output::Wide), look: Look::of_stdout() };
-            print(&view.text(&lives, now))?;
+            show(&view.text(&lives, now))?;
         }
     }
     let well = lives.iter().all(|life| life.valid || life.state == State::Deleting);
     Ok(if well { Verdict::Well } else { Verdict::Unwell })
+}
+
+/// The same for what has a verdict: where nobody reads it any more, the exit code still tells.
+pub fn show(text: &str) -> anyhow::Result<()> {
+    match print(text) {
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        printed => printed,
+    }
+}
+
+/// Whether whoever read a pipe is gone.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// To standard output, which may be a pipe that nobody reads.

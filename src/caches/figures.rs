@@ -26,7 +26,8 @@ impl Figures {
         let kinds: [ConditionType; ConditionType::ALL.len()] =
             [ConditionType::Ready, ConditionType::Refreshed, ConditionType::Stalled];
         Self {
-            issued_at: seconds(status.issued_at),
+            // It is kept where the token is gone.
+            issued_at: seconds(status.issued_at.filter(|_| status.expires_at.is_some())),
             expires_at: seconds(status.expires_at),
             // None is asked for while it is suspended.
             refresh_at: seconds(status.refresh_at).filter(|_| !is_suspended),

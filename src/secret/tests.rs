@@ -605,3 +605,12 @@ fn a_key_that_was_renamed_goes_though_its_record_was_stripped() {
     let after = composed(Some(&secret), &Resolved { access_token_key: "token".into(), ..spec() });
     assert_eq!(after.data.unwrap().into_keys().collect::<Vec<_>>(), ["theirs", "token"]);
 }
+
+#[test]
+fn what_others_wrote_into_an_owner_moves_no_cursor_and_fills_no_status() {
+    let owner =
+        |kind: &str, name: &str| OwnerReference { kind: kind.into(), name: name.into(), ..OwnerReference::default() };
+    assert_eq!(in_words(&owner("Deployment", "shop")), "Deployment \"shop\"");
+    assert_eq!(in_words(&owner("A\u{1b}[2J", "b\r\nc\u{9b}")), "A[2J \"bc\"");
+    assert!(in_words(&owner(&"k".repeat(1 << 20), &"\u{e9}".repeat(1 << 20))).len() < 1024);
+}

@@ -26,8 +26,12 @@ pub fn diagnose(facts: &Facts) -> Vec<Finding> {
             findings.push(Finding::new(
                 Severity::Error,
                 Cause::InvalidSpec,
-                problem.to_string(),
-                "an older schema let the object in; the operator does nothing for it",
+                if facts.object.spec.credentials_ref.name.is_empty() {
+                    "a field of it cannot be read: kubectl explain mgc.spec tells what each may hold".to_owned()
+                } else {
+                    problem.to_string()
+                },
+                "another schema let the object in; the operator does nothing for it",
                 format!("kubectl -n {} edit mgc {}", walk.namespace, walk.name),
             ));
             return findings;

@@ -103,7 +103,13 @@ impl Finding {
         why: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { severity, cause, what: what.into(), why: why.into(), remedy: remedy.into() }
+        Self {
+            severity,
+            cause,
+            what: harmless(what.into()),
+            why: harmless(why.into()),
+            remedy: harmless(remedy.into()),
+        }
     }
 
     /// Of something that the user may not see.
@@ -116,6 +122,11 @@ impl Finding {
             "ask someone who may look there to run kubectl moneygo doctor",
         )
     }
+}
+
+/// Names and arguments of others' objects stand in it, which must not move a terminal's cursor.
+fn harmless(text: String) -> String {
+    if text.contains(char::is_control) { text.replace(char::is_control, " ") } else { text }
 }
 
 #[cfg(test)]

@@ -131,18 +131,22 @@ impl Walk<'_> {
     }
 
     fn working(&self, operators: &[&Operator], findings: &mut Vec<Finding>) {
-        if operators.len() > 1 {
-            let places: Vec<_> = operators.iter().map(|one| one.place()).collect();
+        let wanted: Vec<_> = operators.iter().filter(|one| one.wanted_replicas > 0).collect();
+        if wanted.len() > 1 {
+            let places: Vec<_> = wanted.iter().map(|one| one.place()).collect();
             findings.push(Finding::new(
                 Severity::Warning,
                 Cause::TwoOperators,
-                format!("{} operators look at the object: {}", operators.len(), list(&places)),
+                format!("{} operators look at the object: {}", wanted.len(), list(&places)),
                 "each asks for tokens, and they fight over the Secret",
                 "give each namespaces of its own (watchNamespaces, shards), or remove one: helm uninstall",
             ));
         }
+        let is_served = operators.iter().any(|one| one.ready_replicas > 0);
         for operator in operators {
-            if operator.ready_replicas == 0 {
+            if operator.ready_replicas == 0 && is_served {
+                // An earlier one, say, that was scaled to nothing: another works.
+            } else if operator.ready_replicas == 0 {
                 findings.push(Finding::new(
                     self.grave(),
                     Cause::OperatorNotReady,

@@ -127,7 +127,7 @@ impl Walk<'_> {
     fn foreign(&self, spec: &Resolved, metadata: &Meta) -> Finding {
         let (whose, remedy) = match metadata.controller() {
             Some(controller) => (
-                format!("belongs to the {} \"{}\"", controller.kind, controller.name),
+                format!("belongs to the {}", secret::in_words(controller)),
                 "choose another target.name: delete this object, and create it anew with one".to_owned(),
             ),
             None => (

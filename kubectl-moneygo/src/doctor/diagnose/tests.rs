@@ -183,6 +183,9 @@ fn the_operator_and_what_is_around_it() {
         || Some(LeaseFacts { namespace: "system".into(), name: "l".into(), held: Lookup::Found(Held::default()) });
     assert_eq!(causes(|f| the_operator(f, |o| o.lease = nobody())), [(Warning, C::NobodyLeads)]);
     assert_eq!(causes(|f| f.operators = Lookup::Found(vec![operator(), operator()])), [(Warning, C::TwoOperators)]);
+    let scaled_down = || Operator { wanted_replicas: 0, ready_replicas: 0, ..operator() };
+    assert_eq!(causes(|f| f.operators = Lookup::Found(vec![operator(), scaled_down()])), []);
+    assert_eq!(causes(|f| f.operators = Lookup::Found(vec![scaled_down()])), [(Warning, C::OperatorNotReady)]);
     assert_eq!(causes(|f| forbid(f, "secrets")), [(Error, C::OperatorMayNot)]);
     assert_eq!(causes(|f| forbid(f, "events")), [(Warning, C::OperatorMayNot)], "tokens come without events");
     assert_eq!(causes(|f| status(f, &json!({"status": null}))), [(Error, C::NeverLookedAt)]);
