@@ -12,7 +12,7 @@ mod write;
 
 use std::any::Any;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ const MOST_TOLD_OF_ENDS: usize = 500;
 const ENDS_TOLD_AT_ONCE: usize = 8;
 /// The first list of the namespaces is waited for no longer: without it a grant is made where one is being deleted, and that is all.
 const NAMESPACES_LISTED_WITHIN: Duration = Duration::from_secs(3);
+/// Before the first look, the key of the digests is waited for no longer.
+const DIGEST_KEY_WITHIN: Duration = Duration::from_secs(3);
 /// Whether this replica leads is waited for no longer, before the first look.
 const ELECTED_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is asked of those that wait to be looked at whether they are due.
@@ -145,6 +147,8 @@ struct Shared {
     api_server: ApiServer,
     memories: Memories,
     digest_key: RwLock<Option<DigestKey>>,
+    /// It is the one that all replicas have.
+    has_stored_digest_key: AtomicBool,
     /// Those that could not be read for long.
     unread: Mutex<Retries>,
     /// The clocks as they were compared last.
@@ -221,7 +225,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     let api_server = ApiServer::new(settings.client.clone());
     let (memories, digest_key) = (Memories::default(), RwLock::new(None));
     let unread = Mutex::new(Retries::new(BETWEEN_UNREAD));
-    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, unread, beat });
+    let has_stored_digest_key = AtomicBool::new(settings.own_namespace.is_none());
+    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, has_stored_digest_key, unread, beat });
     let mut background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
     match shutdown.run_until_cancelled(shared.fetch_digest_key()).await {
@@ -286,6 +291,10 @@ async fn control(shared: &Shared, scopes: Vec<Scope>, shutdown: &CancellationTok
                 if behind.fetch_sub(1, Ordering::AcqRel) == 1 {
                     tracing::info!("the watches are in step");
                     shared.settings.probes.set_ready(true);
+                }
+                // Where the API server was away at the start: without it what is unchanged may look changed.
+                if !shared.has_stored_digest_key.load(Ordering::Acquire) {
+                    let _ = tokio::time::timeout(DIGEST_KEY_WITHIN, Box::pin(shared.fetch_digest_key())).await;
                 }
                 shared.settings.in_step.cancel();
                 // Who looks before leading looks at everything again.
@@ -722,12 +731,13 @@ impl Context {
         let marked_end = marks.and_then(|marks| until(marks.life?.expires_at));
         let due = marks.and_then(|marks| until(marks.refresh_at?));
         let end = told_end.into_iter().chain(marked_end).min();
-        let mut wait = schedule::next_pass(failures, end);
-        if wait >= UNREAD_FOR_LONG && self.shared.memories.of(key, &o.owner.uid).unread {
-            wait = self.shared.unread.lock().unwrap_or_else(PoisonError::into_inner).join(Instant::now(), wait);
-        }
+        let wait = schedule::next_pass(failures, end);
         // However many others wait, no living token is stepped over.
         let latest = end.map(schedule::latest_pass).into_iter().chain(due).min();
+        if wait >= UNREAD_FOR_LONG && self.shared.memories.of(key, &o.owner.uid).unread {
+            let mut unread = self.shared.unread.lock().unwrap_or_else(PoisonError::into_inner);
+            return unread.join(Instant::now(), wait, latest);
+        }
         latest.map_or(wait, |latest| wait.min(latest))
     }
 

@@ -55,10 +55,13 @@ impl Retries {
         Self { between, last: None }
     }
 
-    /// Puts one behind the others. Returns how long it waits: not less than `wait`.
-    pub fn join(&mut self, now: Instant, wait: Duration) -> Duration {
+    /// Puts one behind the others. Returns how long it waits: not less than `wait`, and not more than `latest`, for which it takes no place.
+    pub fn join(&mut self, now: Instant, wait: Duration, latest: Option<Duration>) -> Duration {
         let behind = self.last.map_or(now, |last| last + self.between);
         let at = behind.max(now + wait);
+        if let Some(latest) = latest.filter(|latest| now + *latest < at) {
+            return latest;
+        }
         self.last = Some(at);
         at.saturating_duration_since(now)
     }
@@ -283,15 +286,18 @@ mod tests {
     async fn of_those_that_are_tried_again_for_long_each_waits_for_its_turn() {
         let (millis, now) = (Duration::from_millis, Instant::now());
         let mut retries = Retries::new(millis(5));
-        let waits: Vec<_> = (0..4).map(|_| retries.join(now, millis(1000)).as_millis()).collect();
+        let waits: Vec<_> = (0..4).map(|_| retries.join(now, millis(1000), None).as_millis()).collect();
         assert_eq!(waits, [1000, 1005, 1010, 1015]);
         // As each comes again, nothing has changed for so few.
-        assert_eq!(retries.join(now + millis(1000), millis(1000)), millis(1000));
-        let of_many: Vec<_> = (0..400).map(|_| retries.join(now + millis(2000), millis(1000))).collect();
+        assert_eq!(retries.join(now + millis(1000), millis(1000), None), millis(1000));
+        let of_many: Vec<_> = (0..400).map(|_| retries.join(now + millis(2000), millis(1000), None)).collect();
         assert_eq!(of_many.first(), Some(&millis(1000)));
         assert_eq!(of_many.last(), Some(&millis(1000 + 399 * 5)));
+        // Who cannot wait for that long takes nobody's place.
+        assert_eq!(retries.join(now + millis(2000), millis(1000), Some(millis(1500))), millis(1500));
+        assert_eq!(retries.join(now + millis(2000), millis(1000), Some(millis(9000))), millis(1000 + 400 * 5));
         assert_eq!(
-            retries.join(now + millis(60_000), millis(1000)),
+            retries.join(now + millis(60_000), millis(1000), None),
             millis(1000),
             "and all of it is over at some time"
         );

@@ -1,5 +1,6 @@
 //! The watches, and what runs beside them for as long as the process does.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -292,6 +293,7 @@ impl Shared {
         let mut key = self.digest_key.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(Ok(Some(stored))) = fetched {
             *key = Some(stored);
+            self.has_stored_digest_key.store(true, Ordering::Release);
             return true;
         }
         if key.is_none() {
