@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::crd::MoneyGoCredential;
 use crate::digest::{DigestKey, KEY_BYTES};
-use crate::error::{CALL_TIMEOUT, Error, is_not_found};
+use crate::error::{CALL_TIMEOUT, Error, if_there};
 use crate::secret::{FIELD_MANAGER, SecretMeta, Version, Versioned};
 use crate::traces::Span;
 
@@ -168,14 +168,6 @@ impl ApiServer {
             }
             Err(error) => Err(error),
         }
-    }
-}
-
-/// `None` where the API server itself says that there is no such object: a gateway's own 404 says nothing of it, whatever kube's `get_opt` makes of that.
-fn if_there<T>(found: kube::Result<T>) -> kube::Result<Option<T>> {
-    match found {
-        Err(kube::Error::Api(status)) if is_not_found(status.code, &status.reason) => Ok(None),
-        found => found.map(Some),
     }
 }
 

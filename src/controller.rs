@@ -540,11 +540,13 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
 impl Context {
     async fn pass(&self, credential: &MoneyGoCredential) -> Result<Action, Error> {
         let mut o = self.observe(credential);
-        self.remember(&o.owner, |memory| (memory.passing, memory.left) = (true, None));
+        let is_unread = self.remember(&o.owner, |memory| {
+            (memory.passing, memory.left) = (true, None);
+            memory.unread
+        });
         let mut sight = Sight::default();
         let mut permit = None;
         let mut plan = plan::plan(&o);
-        let is_unread = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).unread;
         // Who cannot be read would only take others' turns.
         if plan == Plan::LookToMint && !is_unread {
             permit = self.admit(&o);
@@ -595,7 +597,7 @@ impl Context {
             let was_passing = std::mem::replace(&mut memory.passing, false);
             (was_passing && memory.held.is_some(), std::mem::replace(&mut memory.called, false))
         });
-        if self.caches.is_live(&owner.namespace, &owner.name, &owner.uid) {
+        if self.is_there(&owner) {
             if let Some(version) = self.caches.version(&key_of(&owner)) {
                 self.shared.memories.shown(&key_of(&owner), &version);
             }
@@ -696,6 +698,10 @@ impl Context {
             namespace = %key.namespace(), name = %key.name(), reason = "TokenDropped",
             "a token that was issued is dropped: it has expired, or there is nothing left to write it to"
         );
+    }
+
+    fn is_there(&self, owner: &Owner) -> bool {
+        self.caches.is_live(&owner.namespace, &owner.name, &owner.uid)
     }
 
     fn remember<T>(&self, owner: &Owner, f: impl FnOnce(&mut Memory) -> T) -> T {

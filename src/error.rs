@@ -112,9 +112,25 @@ impl Error {
 }
 
 /// What the API server itself says of an object that is not there. A gateway before it has 404s of its own.
-#[must_use]
-pub fn is_not_found(code: u16, reason: &str) -> bool {
+fn is_not_found(code: u16, reason: &str) -> bool {
     code == 404 && reason == "NotFound"
+}
+
+/// `None` where the API server itself says that there is no such object: a gateway's own 404 says nothing of it, whatever kube's `get_opt` makes of that.
+///
+/// # Errors
+/// Whatever else the call ended in.
+pub fn if_there<T>(found: kube::Result<T>) -> kube::Result<Option<T>> {
+    match found {
+        Err(kube::Error::Api(status)) if is_not_found(status.code, &status.reason) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Whether the API server answered with this HTTP status.
+#[must_use]
+pub fn has_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
 /// The innermost cause ("Connection refused"), not the names of the layers around it. Of what can quote credentials (an exec plugin's

@@ -22,7 +22,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment};
-use crate::error::{innermost, is_not_found};
+use crate::error::{has_code, if_there, innermost};
 
 /// The shortest lease duration: below it, two slow calls to the API server lose the lease.
 pub const DURATION_MIN: Duration = Duration::from_secs(3);
@@ -308,7 +308,7 @@ enum Failure {
 
 impl Failure {
     fn has_code(&self, code: u16) -> bool {
-        matches!(self, Self::Api(kube::Error::Api(status)) if status.code == code)
+        matches!(self, Self::Api(error) if has_code(error, code))
     }
 
     /// Someone wrote between our read and our write: to be read again, no sign of trouble.
@@ -357,10 +357,7 @@ impl Election {
     /// yet to come, show nothing then, and all that they have shown is to be seen anew.
     pub async fn run(mut self, shutdown: CancellationToken) {
         if shutdown.run_until_cancelled(self.campaign()).await.is_some() {
-            tracing::error!(
-                reason = "EtcdRestored",
-                "the API server shows an earlier state than before: ending, to begin afresh"
-            );
+            tell_of_restored();
         }
         self.leadership.end();
         if time::timeout(RELEASE_LIMIT, self.release()).await.is_err() {
@@ -426,11 +423,7 @@ impl Election {
 
     /// Reads the Lease; none where there is none.
     async fn look(&mut self) -> Result<Option<Observed>, Failure> {
-        let found = match self.bounded(self.leases.get(&self.config.name)).await {
-            Ok(lease) => Some(lease),
-            Err(Failure::Api(kube::Error::Api(status))) if is_not_found(status.code, &status.reason) => None,
-            Err(failure) => return Err(failure),
-        };
+        let found = self.bounded(async { if_there(self.leases.get(&self.config.name).await) }).await?;
         let before = self.observed.take();
         if let (Some(before), Some(found)) = (&before, &found)
             && went_back(&before.lease.metadata, &found.metadata)

@@ -11,7 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use moneygo_operator::clock::Clock;
 use moneygo_operator::controller::{self, Settings};
-use moneygo_operator::error::innermost;
+use moneygo_operator::error::{has_code, innermost};
 use moneygo_operator::events::{self, Notices};
 use moneygo_operator::grants::{Grants, Limits};
 use moneygo_operator::lease::{self, Leadership, LeaseConfig};
@@ -313,7 +313,7 @@ async fn check_reachable(client: &Client, url: &http::Uri) -> Result<(), Unreach
         Err(_) => Err(Unreachable::Silent(anyhow!(
             "cannot reach the cluster at {url}: no answer within 10 s: check the network, or KUBECONFIG"
         ))),
-        Ok(Err(kube::Error::Api(status))) if status.code == 401 => Err(Unreachable::Refuses(anyhow!(
+        Ok(Err(error)) if has_code(&error, 401) => Err(Unreachable::Refuses(anyhow!(
             "the cluster at {url} does not accept our credentials (401): renew those in KUBECONFIG or the service account's token"
         ))),
         Ok(Ok(_) | Err(kube::Error::Api(_))) => Ok(()),

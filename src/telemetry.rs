@@ -16,6 +16,8 @@ mod server;
 pub use catalogue::{CATALOGUE, Described, Kind};
 #[cfg(feature = "otlp")]
 pub use logs::init_logging_and_traces;
+#[cfg(test)]
+pub(crate) use logs::tests::Lines;
 pub use logs::{LogError, LogFormat, LogLevel, hide_panic_payloads, init_logging};
 pub use metrics::Metrics;
 pub use probes::{HEARTBEAT_LIMIT, Probes};

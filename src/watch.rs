@@ -25,6 +25,8 @@ use tokio::time::{Instant, timeout};
 
 use list::List;
 
+use crate::error::has_code;
+
 /// Objects in a page, where the list is asked for in pages.
 const PAGE: u32 = 500;
 /// A watch that ends sooner, and has shown nothing, is one that fails: client-go's measure, too.
@@ -236,8 +238,4 @@ fn show<K>(event: Event<K>, next: State<K>) -> Step<K> {
 
 fn fail<K>(error: Error, next: State<K>) -> Step<K> {
     (Some(Err(error)), next)
-}
-
-fn has_code(error: &kube::Error, code: u16) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == code)
 }

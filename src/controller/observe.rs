@@ -91,7 +91,7 @@ impl Context {
     pub(super) fn is_ending(&self, owner: &Owner, credential: &MoneyGoCredential) -> bool {
         credential.metadata.deletion_timestamp.is_some()
             || self.caches.is_ending(&owner.namespace)
-            || !self.caches.is_live(&owner.namespace, &owner.name, &owner.uid)
+            || !self.is_there(owner)
     }
 
     /// Reads both Secrets.

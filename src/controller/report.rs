@@ -69,10 +69,6 @@ impl Context {
         Ok(self.requeue_at(o, again_at))
     }
 
-    fn is_there(&self, owner: &Owner) -> bool {
-        self.caches.is_live(&owner.namespace, &owner.name, &owner.uid)
-    }
-
     /// Remembers a status that was written, until the watch shows it. While it was, the object may have gone and been made anew; and another's may have
     /// been written after it.
     fn wrote_status(&self, o: &Observed, version: Version, status: MoneyGoCredentialStatus, unsaid: &Memory) {

@@ -24,7 +24,7 @@ use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
 use crate::crd::MoneyGoCredential;
 use crate::digest::DigestKey;
-use crate::error::Error;
+use crate::error::{Error, has_code};
 use crate::plan::{self, Plan};
 use crate::secret::{SecretMeta, Version};
 use crate::watch::{Shown, watch};
@@ -250,7 +250,7 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) = error else {
         return false;
     };
-    matches!(cause, kube::Error::Api(status) if status.code == 404)
+    has_code(cause, 404)
 }
 
 /// A watch error's own text can quote what could not be parsed.
@@ -405,6 +405,7 @@ fn is_jump((wall_before, before): (Timestamp, Moment), (wall, now): (Timestamp, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Lines;
 
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_went_by_another_length_than_the_timers_jumped() {
@@ -425,7 +426,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_fails_is_told_of_once_and_once_when_it_is_back() {
-        let log = Log::default();
+        let log = Lines::default();
         let lines = log.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).finish();
         let _guard = tracing::subscriber::set_default(subscriber);
@@ -445,20 +446,6 @@ mod tests {
             let text = String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
             assert_eq!(text.matches("the watch fails").count(), failed, "{text}");
             assert_eq!(text.matches("the watch is back").count(), back, "{text}");
-        }
-    }
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Log {
-        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(line);
-            Ok(line.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
         }
     }
 

@@ -142,11 +142,10 @@ impl Walk<'_> {
                 "give each namespaces of its own (watchNamespaces, shards), or remove one: helm uninstall",
             ));
         }
+        // Of one that is not ready, an earlier one, say, that was scaled to nothing, there is nothing to say where another works.
         let is_served = operators.iter().any(|one| one.ready_replicas > 0);
-        for operator in operators {
-            if operator.ready_replicas == 0 && is_served {
-                // An earlier one, say, that was scaled to nothing: another works.
-            } else if operator.ready_replicas == 0 {
+        for operator in operators.iter().filter(|one| one.ready_replicas > 0 || !is_served) {
+            if operator.ready_replicas == 0 {
                 findings.push(Finding::new(
                     self.grave(),
                     Cause::OperatorNotReady,
