@@ -3,9 +3,11 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::ObjectMeta;
+use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use crate::crd::{ConditionType, MoneyGoCredentialStatus, ObservedCredentials, Reason};
+use crate::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, ObservedCredentials, Reason};
 use crate::schedule;
 use crate::secret::Version;
 
@@ -277,53 +279,42 @@ impl Report {
     }
 }
 
-/// The merge patch that turns any status into `wanted`: what is not there is set to null, since a merge patch leaves alone
-/// what it does not name.
+/// The object with that status, to be written in place of that version and no other. All the rest the API server leaves as it is stored; but what
+/// admits the write may look at it.
 #[must_use]
-pub fn patch(version: &Version, wanted: &MoneyGoCredentialStatus) -> Value {
-    let mut status = serde_json::to_value(wanted).unwrap_or_else(|_| json!({}));
-    if let Value::Object(fields) = &mut status {
-        for field in OPTIONAL {
-            fields.entry(*field).or_insert(Value::Null);
-        }
-    }
-    json!({ "metadata": { "uid": version.uid, "resourceVersion": version.resource_version }, "status": status })
+pub fn with_status(object: MoneyGoCredential, version: &Version, wanted: MoneyGoCredentialStatus) -> MoneyGoCredential {
+    let Version { uid, resource_version } = version.clone();
+    let metadata = ObjectMeta { uid: Some(uid), resource_version: Some(resource_version), ..object.metadata };
+    MoneyGoCredential { metadata, status: Some(wanted), ..object }
 }
-
-const OPTIONAL: &[&str] = &[
-    "observedGeneration",
-    "targetName",
-    "issuedAt",
-    "expiresAt",
-    "refreshAt",
-    "lastFailureTime",
-    "failedAttempts",
-    "nextAttemptAt",
-    "observedCredentials",
-    "lastHandledRefresh",
-];
 
 /// What is said of an object that cannot be read.
 pub const UNREADABLE: &str = "the object cannot be read as a MoneyGoCredential of this version: look at its spec beside `kubectl explain moneygocredential.spec`, and apply it again";
 
-/// The patch that tells of an object that cannot be read. Names the conditions alone: the rest of its status is unknown.
+/// An object that cannot be read, with a status that says so, to be written in place of the version that was read. What else its status
+/// holds stays, for what that is is unknown.
 #[must_use]
-pub fn unreadable(version: &Version, generation: Option<i64>, now: Timestamp) -> Value {
+pub fn unreadable(mut object: DynamicObject, now: Timestamp) -> DynamicObject {
+    let generation = object.metadata.generation;
     let verdict = |state| Verdict::new(state, Reason::InvalidSpec, UNREADABLE);
-    let states = [
+    let said = [
         (ConditionType::Ready, State::False),
         (ConditionType::Refreshed, State::False),
         (ConditionType::Stalled, State::True),
     ];
     let whole_seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let conditions: Vec<Condition> = states
+    let conditions: Vec<Condition> = said
         .into_iter()
         .map(|(kind, state)| new_condition(kind, &verdict(state), generation, Time(whole_seconds)))
         .collect();
-    json!({
-        "metadata": { "uid": version.uid, "resourceVersion": version.resource_version },
-        "status": { "observedGeneration": generation, "conditions": conditions },
-    })
+    let mut status = object.data.get("status").and_then(Value::as_object).cloned().unwrap_or_default();
+    status.insert("observedGeneration".to_owned(), json!(generation));
+    status.insert("conditions".to_owned(), json!(conditions));
+    if let Value::Object(fields) = &mut object.data {
+        fields.insert("status".to_owned(), Value::Object(status));
+    }
+    object.metadata.managed_fields = None;
+    object
 }
 
 /// Whether a status of any shape tells that its object cannot be read, for this generation.

@@ -13,7 +13,9 @@ use kube::{
     runtime::{conditions::is_crd_established, wait::await_condition},
 };
 use moneygo_controlplane::ControlPlane;
-use moneygo_operator::crd::{self, MoneyGoCredential};
+use moneygo_operator::crd::{self, MoneyGoCredential, MoneyGoCredentialStatus};
+use moneygo_operator::secret::Version;
+use moneygo_operator::status::with_status;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use stage::{SOON, Scene, Stage};
@@ -443,8 +445,13 @@ async fn until_refused(client: &Client, spec: &Value) {
 async fn an_old_object_is_not_stuck(credentials: &Api<MoneyGoCredential>, old: &MoneyGoCredential) {
     assert!(old.resolve().is_err(), "the code refuses it, too");
     let params = PatchParams::default();
-    let status = json!({"status": {"observedGeneration": 1, "targetName": "old"}});
-    credentials.patch_status("old", &params, &Patch::Merge(status)).await.expect("its status can be written");
+    let status = MoneyGoCredentialStatus {
+        observed_generation: Some(1),
+        target_name: Some("old".to_owned()),
+        ..Default::default()
+    };
+    let object = with_status(old.clone(), &Version::of(&old.metadata), status);
+    credentials.replace_status("old", &PostParams::default(), &object).await.expect("its status can be written");
     let other_change = json!({"spec": {"scope": "other"}});
     let refused = credentials.patch("old", &params, &Patch::Merge(other_change)).await;
     assert!(refused.unwrap_err().to_string().contains("set target.name"));

@@ -375,3 +375,57 @@ async fn two_objects_with_one_client_are_both_warned_of() {
     assert_eq!(tokens.len(), 2);
     operator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_object_nothing_is_written_but_its_status() {
+    let stage = Stage::new("whose-fields").await;
+    let operator = stage.operator().start().await;
+    let config = ConfigMap {
+        metadata: ObjectMeta { name: Some("parent".to_owned()), ..ObjectMeta::default() },
+        ..ConfigMap::default()
+    };
+    let configs: Api<ConfigMap> = Api::namespaced(stage.plane.admin().await.unwrap(), &stage.namespace);
+    let parent = configs.create(&PostParams::default(), &config).await.unwrap();
+    stage.subscribe("payments", json!({})).await;
+    let before = stage
+        .patch("payments", json!({"metadata": {
+            "labels": {"team": "billing"},
+            "annotations": {"example.com/note": "mind the gap"},
+            "finalizers": ["example.com/hold"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "parent", "uid": parent.metadata.uid}],
+        }}))
+        .await;
+    stage.patch("payments", json!({"spec": {"refresh": {"renewBeforePercentage": 20}}})).await;
+    let what = "the status is of the second spec";
+    let look = |scene: &stage::Scene| {
+        let object = scene.credential("payments").filter(stage::is_ready)?;
+        (object.status.as_ref()?.observed_generation == Some(2)).then_some(object)
+    };
+    let after = stage.until(what, SOON, look).await;
+    let of_others = |object: &MoneyGoCredential| {
+        let meta = &object.metadata;
+        let managers = meta.managed_fields.iter().flatten().filter(|entry| entry.subresource.is_none());
+        let managers: Vec<_> = managers.filter_map(|entry| entry.manager.clone()).collect();
+        (
+            meta.labels.clone(),
+            meta.annotations.clone(),
+            meta.finalizers.clone(),
+            meta.owner_references.clone(),
+            managers,
+        )
+    };
+    assert_eq!(of_others(&after), of_others(&before));
+    let ours = after
+        .metadata
+        .managed_fields
+        .iter()
+        .flatten()
+        .filter(|entry| entry.manager.as_deref() == Some("moneygo-operator"));
+    let ours: Vec<_> = ours.map(|entry| (entry.subresource.as_deref(), entry.fields_v1.clone().unwrap().0)).collect();
+    assert!(
+        matches!(&ours[..], [(Some("status"), Value::Object(fields))] if fields.keys().eq(["f:status"])),
+        "{ours:?}"
+    );
+    stage.patch("payments", json!({"metadata": {"finalizers": null}})).await;
+    operator.stop().await;
+}

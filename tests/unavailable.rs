@@ -94,7 +94,7 @@ fn rights(of_secrets: &[&str]) -> [PolicyRule; 3] {
     };
     [
         rule("money-go.com", "moneygocredentials", &["get", "list", "watch"]),
-        rule("money-go.com", "moneygocredentials/status", &["patch"]),
+        rule("money-go.com", "moneygocredentials/status", &["update"]),
         rule("", "secrets", of_secrets),
     ]
 }

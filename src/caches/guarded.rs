@@ -83,6 +83,8 @@ struct SentMeta {
     generation: Option<i64>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    /// For who admits writes of the status.
+    labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
 }
 
@@ -157,6 +159,7 @@ impl From<SentMeta> for ObjectMeta {
             generation: sent.generation,
             creation_timestamp: sent.creation_timestamp,
             deletion_timestamp: sent.deletion_timestamp,
+            labels: sent.labels,
             annotations: annotations.filter(|annotations| !annotations.is_empty()),
             ..Self::default()
         }

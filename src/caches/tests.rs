@@ -386,6 +386,7 @@ fn with_status() -> Value {
         })
     };
     sent["metadata"]["annotations"] = json!({"money-go.com/refresh-requested": "now", "other": "x".repeat(5000)});
+    sent["metadata"]["labels"] = json!({"team": "billing"});
     sent["metadata"]["managedFields"] = json!([{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}]);
     sent["status"] = json!({
         "observedGeneration": 1, "targetName": "payments", "issuedAt": "2026-01-01T00:00:00.123Z",
@@ -408,9 +409,10 @@ fn an_object_is_kept_small_and_what_is_looked_at_comes_back() {
     assert_eq!((&credential.spec, &credential.status), (&sent.spec, &sent.status));
     assert_eq!(ObjectKey::of(&guarded), key("payments"));
     assert_eq!(credential.metadata.annotations.unwrap().len(), 1, "the refresh request alone is looked at");
+    assert_eq!(credential.metadata.labels, sent.metadata.labels, "who admits a write of the status may look at them");
     assert_eq!(credential.metadata.managed_fields, None);
     let packed = Packed::new(&guarded).unwrap();
-    assert!(packed.len() < 320, "{} bytes", packed.len());
+    assert!(packed.len() < 340, "{} bytes", packed.len());
     assert_eq!(packed.value::<String>(), None, "it is something else");
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
-use serde_json::Value;
+use serde::Serialize;
 
 use super::observe::newest_version;
 use super::{
@@ -46,7 +46,7 @@ impl Context {
         report: status::Report,
         again_at: Option<Timestamp>,
     ) -> Result<Action, Error> {
-        let Some((_, version, before)) = self.newest_of(&o.owner) else { return Ok(Action::await_change()) };
+        let Some((credential, version, before)) = self.newest_of(&o.owner) else { return Ok(Action::await_change()) };
         if version != o.version {
             // Someone else wrote it since the pass began: what they know, another leader perhaps, is planned on first.
             return Ok(Action::requeue(Duration::ZERO));
@@ -55,7 +55,9 @@ impl Context {
         self.warn_of_sharing(o);
         if wanted != before {
             let unsaid = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid);
-            match self.write_status(&o.owner, &status::patch(&version, &wanted)).await {
+            let object = status::with_status(credential, &version, wanted.clone());
+            let writing = Box::pin(self.write_status(&o.owner, object));
+            match writing.await {
                 Ok(version) => {
                     self.announce(o, &before, &wanted);
                     o.version = version.clone();
@@ -179,9 +181,8 @@ impl Context {
         Some((credential, version, status))
     }
 
-    async fn write_status(&self, owner: &Owner, patch: &Value) -> Result<Version, Error> {
-        let api_server = &self.shared.api_server;
-        let result = api_server.patch_status(&owner.namespace, &owner.name, patch).await;
+    async fn write_status(&self, owner: &Owner, object: impl Serialize) -> Result<Version, Error> {
+        let result = self.shared.api_server.write_status(&owner.namespace, &owner.name, &object).await;
         self.shared.settings.metrics.status_write(&result);
         result
     }
@@ -282,12 +283,13 @@ impl Context {
         let Some(object) = api_server.read_any_credential(&owner.namespace, &owner.name).await? else {
             return Ok(Action::await_change());
         };
-        let stored = object.data.get("status").cloned().unwrap_or_default();
-        if status::says_unreadable(&stored, meta.generation) {
+        let is_told = |status| status::says_unreadable(status, meta.generation);
+        // What was changed since can perhaps be read, and its watch tells of it.
+        if object.metadata.generation != meta.generation || object.data.get("status").is_some_and(is_told) {
             return Ok(Action::await_change());
         }
-        let patch = status::unreadable(&Version::of(&object.metadata), meta.generation, self.now());
-        let refusal = match self.write_status(&owner, &patch).await {
+        let writing = Box::pin(self.write_status(&owner, status::unreadable(object, self.now())));
+        let refusal = match writing.await {
             Ok(_) => String::new(),
             Err(error) if error.is_not_found() => return Ok(Action::await_change()),
             // Mostly the API server cannot check it against its rules.

@@ -133,50 +133,52 @@ fn times_of_a_failure_are_whole_milliseconds() {
     assert_eq!((failure.at, failure.next_attempt_at), (at("2026-01-01T00:30:00.123Z"), at("2026-01-01T00:30:00.123Z")));
 }
 
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let (Value::Object(fields), true) = (patch, target.is_object()) else { return *target = patch.clone() };
-    for (key, value) in fields {
-        match value {
-            Value::Null => drop(target.as_object_mut().unwrap().remove(key)),
-            value => merge(target.as_object_mut().unwrap().entry(key).or_insert_with(|| json!({})), value),
-        }
-    }
+fn object(status: Option<MoneyGoCredentialStatus>) -> MoneyGoCredential {
+    let object = json!({
+        "apiVersion": "money-go.com/v1alpha1", "kind": "MoneyGoCredential",
+        "metadata": {"name": "payments", "namespace": "shop", "uid": "seen", "resourceVersion": "7"},
+        "spec": {"credentialsRef": {"name": "payments-client"}},
+    });
+    MoneyGoCredential { status, ..serde_json::from_value(object).unwrap() }
 }
 
 #[test]
-fn the_patch_turns_any_status_into_the_wanted_one_and_is_conditional() {
+fn any_status_is_replaced_by_the_wanted_one_and_on_condition() {
     let version = Version { uid: "u".into(), resource_version: "9".into() };
     let all = [blank(), well().status(&blank(), now()), failing().status(&blank(), now())];
-    for before in &all {
+    for before in all.clone().map(Some).into_iter().chain([None]) {
         for wanted in &all {
-            let patch = patch(&version, wanted);
-            assert_eq!(patch["metadata"], json!({"uid": "u", "resourceVersion": "9"}));
-            let mut status = serde_json::to_value(before).unwrap();
-            // Conditions are a list: a merge patch replaces it, where there is one.
-            if wanted.conditions.is_empty() {
-                status["conditions"] = json!([]);
-            }
-            merge(&mut status, &patch["status"]);
-            assert_eq!(serde_json::from_value::<MoneyGoCredentialStatus>(status).unwrap(), *wanted);
+            let written = serde_json::to_value(with_status(object(before.clone()), &version, wanted.clone())).unwrap();
+            let metadata = json!({"name": "payments", "namespace": "shop", "uid": "u", "resourceVersion": "9"});
+            assert_eq!(written["metadata"], metadata);
+            assert_eq!(written["apiVersion"], "money-go.com/v1alpha1");
+            assert_eq!(written["kind"], "MoneyGoCredential");
+            assert_eq!(
+                written["spec"],
+                json!({"credentialsRef": {"name": "payments-client"}}),
+                "an admission webhook may look"
+            );
+            assert_eq!(written["status"], serde_json::to_value(wanted).unwrap());
         }
     }
-}
-
-#[test]
-fn every_optional_field_of_the_status_is_named_in_the_patch() {
-    let full = serde_json::to_value(failing().status(&blank(), now())).unwrap();
-    let fields: Vec<_> = full.as_object().unwrap().keys().filter(|key| *key != "conditions").collect();
-    assert_eq!(fields.len(), OPTIONAL.len());
-    assert!(fields.iter().all(|field| OPTIONAL.contains(&field.as_str())), "{fields:?}");
 }
 
 #[test]
 fn an_object_that_cannot_be_read_is_told_once_for_each_generation() {
-    let version = Version { uid: "u".into(), resource_version: "9".into() };
-    let patch = unreadable(&version, Some(3), now());
-    assert_eq!(patch["metadata"], json!({"uid": "u", "resourceVersion": "9"}));
-    let status = &patch["status"];
+    let read = json!({
+        "apiVersion": "money-go.com/v1alpha1", "kind": "MoneyGoCredential",
+        "metadata": {"name": "old", "uid": "u", "resourceVersion": "9", "generation": 3, "labels": {"a": "b"}, "managedFields": [{"manager": "m"}]},
+        "spec": {"of": "another schema"},
+        "status": {"targetName": "old", "observedGeneration": 1, "conditions": "of another, too"},
+    });
+    let told = serde_json::to_value(unreadable(serde_json::from_value(read).unwrap(), now())).unwrap();
+    assert_eq!(
+        told["metadata"],
+        json!({"name": "old", "uid": "u", "resourceVersion": "9", "generation": 3, "labels": {"a": "b"}})
+    );
+    assert_eq!((&told["kind"], &told["spec"]), (&json!("MoneyGoCredential"), &json!({"of": "another schema"})));
+    let status = &told["status"];
+    assert_eq!((&status["targetName"], &status["observedGeneration"]), (&json!("old"), &json!(3)));
     assert!(says_unreadable(status, Some(3)));
     assert!(!says_unreadable(status, Some(4)), "an edited object is judged anew");
     let mut without_ready = status.clone();

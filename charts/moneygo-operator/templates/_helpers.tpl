@@ -151,7 +151,7 @@ annotations:
   verbs: [get, list, watch]
 - apiGroups: [money-go.com]
   resources: [moneygocredentials/status]
-  verbs: [patch]
+  verbs: [update]
 # Clients and tokens. Watched as metadata only; `get` reads the one that is worked on.
 - apiGroups: [""]
   resources: [secrets]

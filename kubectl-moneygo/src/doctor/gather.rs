@@ -214,7 +214,7 @@ const READS: (&str, &str, &str, &str, &str) = ("", "secrets", "", "get", "secret
 const WORK: [(&str, &str, &str, &str, &str); 9] = [
     ("money-go.com", "moneygocredentials", "", "list", "moneygocredentials"),
     ("money-go.com", "moneygocredentials", "", "watch", "moneygocredentials"),
-    ("money-go.com", "moneygocredentials", "status", "patch", "moneygocredentials/status"),
+    ("money-go.com", "moneygocredentials", "status", "update", "moneygocredentials/status"),
     READS,
     ("", "secrets", "", "list", "secrets"),
     ("", "secrets", "", "watch", "secrets"),

@@ -60,7 +60,7 @@ pub async fn burst(
     let (before, mut tail) = (world.moneygo.request_count(), world.tail()?);
     let subject = Subject::start(world, who)?;
     let limit = Duration::from_secs_f64(real(count) / real(rate)) * 2 + GRACE;
-    let served = tail.until("patch moneygocredentials/status", count as u64, limit).await;
+    let served = tail.until("update moneygocredentials/status", count as u64, limit).await;
     world.moneygo.clear_scripts();
     served.with_context(|| subject.last_words())?;
     let usage = subject.usage()?;

@@ -23,7 +23,7 @@ const TO: f64 = 0.9;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Where those are made.
 const BESIDE: &str = "beside";
-const STATUS: &str = "patch moneygocredentials/status";
+const STATUS: &str = "update moneygocredentials/status";
 
 /// What one filling took.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -13,9 +13,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::{ApiResource, PartialObjectMeta};
+use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt as _};
@@ -25,7 +25,7 @@ use moneygo_operator::schedule::Life;
 use moneygo_operator::secret::{self, Content, Issue, Owner, Ownership, Version};
 use moneygo_operator::token::AccessToken;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::Semaphore;
 
 /// How the floor is run: by the bench itself, in a process of its own.
@@ -146,11 +146,10 @@ impl Floor {
         let content = Content { token: token.expose(), issue: &issue };
         let secret = secret::compose(None, &owner, &spec, content, None, Ownership::AsWanted);
         secrets.create(&PostParams::default(), &secret).await?;
-        let resource = ApiResource::erase::<MoneyGoCredential>(&());
-        let statuses: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, &resource);
-        let (name, patch) = (object.name_any(), Patch::Merge(status(object, &spec.target, &issue)));
-        let params = PatchParams::default();
-        try_join(statuses.patch_status(&name, &params, &patch), self.tell(&owner, &spec.target, &issue)).await?;
+        let statuses: Api<MoneyGoCredential> = Api::namespaced(self.client.clone(), &namespace);
+        let (name, object) = (object.name_any(), with_status(object, &spec.target, &issue)?);
+        let params = PostParams::default();
+        try_join(statuses.replace_status(&name, &params, &object), self.tell(&owner, &spec.target, &issue)).await?;
         Ok(())
     }
 
@@ -169,7 +168,7 @@ impl Floor {
 }
 
 /// As much as the operator writes.
-fn status(object: &MoneyGoCredential, target: &str, issue: &Issue) -> Value {
+fn with_status(object: &MoneyGoCredential, target: &str, issue: &Issue) -> Result<MoneyGoCredential> {
     let generation = object.metadata.generation;
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         json!({
@@ -177,20 +176,19 @@ fn status(object: &MoneyGoCredential, target: &str, issue: &Issue) -> Value {
             "lastTransitionTime": issue.life.issued_at,
         })
     };
-    json!({
-        "metadata": {"uid": object.uid(), "resourceVersion": object.resource_version()},
-        "status": {
-            "observedGeneration": generation,
-            "targetName": target,
-            "issuedAt": issue.life.issued_at,
-            "expiresAt": issue.life.expires_at,
-            "refreshAt": issue.life.expires_at,
-            "observedCredentials": {"uid": issue.credentials.uid, "resourceVersion": object.resource_version()},
-            "conditions": [
-                condition("Ready", "True", "TokenValid", "the Secret holds a token that has not expired"),
-                condition("Refreshed", "True", "Succeeded", "the last attempt brought a token"),
-                condition("Stalled", "False", "Progressing", "nothing stands in the way"),
-            ],
-        },
-    })
+    let status = json!({
+        "observedGeneration": generation,
+        "targetName": target,
+        "issuedAt": issue.life.issued_at,
+        "expiresAt": issue.life.expires_at,
+        "refreshAt": issue.life.expires_at,
+        "observedCredentials": {"uid": issue.credentials.uid, "resourceVersion": object.resource_version()},
+        "conditions": [
+            condition("Ready", "True", "TokenValid", "the Secret holds a token that has not expired"),
+            condition("Refreshed", "True", "Succeeded", "the last attempt brought a token"),
+            condition("Stalled", "False", "Progressing", "nothing stands in the way"),
+        ],
+    });
+    let metadata = ObjectMeta { managed_fields: None, ..object.metadata.clone() };
+    Ok(MoneyGoCredential { metadata, status: serde_json::from_value(status)?, spec: object.spec.clone() })
 }

@@ -162,7 +162,7 @@ impl Place {
             Self::Namespace => what == "get namespaces",
             Self::Token => what == TOKEN,
             Self::Write => what == "post secrets" || any(&|name| format!("put secrets/{name}")),
-            Self::Status => any(&|name| format!("patch moneygocredentials/{name}/status")),
+            Self::Status => any(&|name| format!("put moneygocredentials/{name}/status")),
             Self::Event => what == "post events",
         }
     }

@@ -65,9 +65,9 @@ fn check_plan(credential: &MoneyGoCredential) {
     let Plan::Rest(report, again_at) = plan::account(&observed) else { panic!("an account is a report") };
     assert!(again_at.is_none_or(|at| at > now), "no turning in circles");
     let said = report.status(&observed.status, now);
-    let patch = status::patch(&Version::default(), &said);
-    let read: MoneyGoCredentialStatus = serde_json::from_value(patch["status"].clone()).expect("what is written can be read");
-    assert_eq!(read, said);
+    let written = serde_json::to_value(status::with_status(credential.clone(), &Version::default(), said.clone())).expect("it can be written");
+    let read: MoneyGoCredential = serde_json::from_value(written).expect("what is written can be read");
+    assert_eq!((read.status, read.spec), (Some(said.clone()), credential.spec.clone()));
     let again = Observed { status: said.clone(), ..observed };
     let Plan::Rest(report, _) = plan::account(&again) else { panic!("an account is a report") };
     assert_eq!(report.status(&said, now).conditions, said.conditions, "what was said is not said again otherwise");

@@ -41,8 +41,8 @@ pub fn look_at_request(world: &mut World, node: usize, call: &Call, path: &str) 
     }
     let states = |field: &str| call.body["metadata"][field].as_str().is_some_and(|value| !value.is_empty());
     let unconditional = match call.method {
+        Method::PUT if call.kind == Kind::Credential => !states("resourceVersion") || !states("uid"),
         Method::PUT => !states("resourceVersion"),
-        Method::PATCH if call.kind == Kind::Credential => !states("resourceVersion") || !states("uid"),
         _ => false,
     };
     if unconditional {
@@ -76,15 +76,15 @@ pub fn carry_out(world: &mut World, node: usize, call: &Call, now: Millis) -> Re
             judge_write(world, node, call, &name, None, &made, now);
             Ok(Value::clone(&made))
         }
-        (&Method::PUT, Some(name)) => {
+        (&Method::PUT, Some(name)) if call.kind != Kind::Credential => {
             let before = world.store.get(call.kind, name).cloned();
             let made = world.store.replace((call.kind, name.clone()), in_namespace(call), &call.manager, now)?;
             judge_write(world, node, call, name, before.as_ref(), &made, now);
             Ok(Value::clone(&made))
         }
-        (&Method::PATCH, Some(name)) if call.is_status => {
+        (&Method::PUT, Some(name)) if call.is_status => {
             let before = world.store.get(call.kind, name).cloned();
-            let made = world.store.patch_status((call.kind, name.clone()), &call.body, now)?;
+            let made = world.store.replace_status((call.kind, name.clone()), &call.body, now)?;
             judge_write(world, node, call, name, before.as_ref(), &made, now);
             judge_status(world, name, &made, now);
             Ok(Value::clone(&made))

@@ -156,10 +156,10 @@ impl Store {
         let before = Arc::clone(self.objects.get(&key).ok_or(NOT_FOUND)?);
         check(&before, &object)?;
         for field in ["uid", "creationTimestamp", "generation", "resourceVersion"] {
-            restore(&mut object["metadata"], &before["metadata"], field);
+            take_over(&mut object["metadata"], &before["metadata"], field);
         }
         if key.0 == Kind::Credential {
-            restore(&mut object, &before, "status");
+            take_over(&mut object, &before, "status");
             if object["spec"] != before["spec"] {
                 object["metadata"]["generation"] = (before["metadata"]["generation"].as_i64().unwrap_or(0) + 1).into();
             }
@@ -170,15 +170,15 @@ impl Store {
         Ok(self.put_if_changed(key, &before, object, now))
     }
 
-    /// Merges a patch into the status.
+    /// Replaces the status, and leaves the rest as it is.
     ///
     /// # Errors
     /// As [`Self::replace`].
-    pub fn patch_status(&mut self, key: Key, patch: &Value, now: Millis) -> Result<Arc<Value>, Refusal> {
+    pub fn replace_status(&mut self, key: Key, stated: &Value, now: Millis) -> Result<Arc<Value>, Refusal> {
         let before = Arc::clone(self.objects.get(&key).ok_or(NOT_FOUND)?);
-        check(&before, patch)?;
+        check(&before, stated)?;
         let mut object = Value::clone(&before);
-        merge(&mut object["status"], &patch["status"]);
+        take_over(&mut object, stated, "status");
         Ok(self.put_if_changed(key, &before, object, now))
     }
 
@@ -276,30 +276,12 @@ fn check(before: &Value, stated: &Value) -> Result<(), Refusal> {
     if differs("uid") || differs("resourceVersion") { Err(CONFLICT) } else { Ok(()) }
 }
 
-/// What no client may change.
-fn restore(object: &mut Value, before: &Value, field: &str) {
+/// Takes a field of another object over, or away where it has none.
+fn take_over(object: &mut Value, before: &Value, field: &str) {
     let Some(fields) = object.as_object_mut() else { return };
     match before.get(field) {
         Some(value) => drop(fields.insert(field.to_owned(), value.clone())),
         None => drop(fields.remove(field)),
-    }
-}
-
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Some(fields) = target.as_object_mut() else { return };
-    for (key, value) in patch {
-        if value.is_null() {
-            fields.remove(key);
-        } else {
-            merge(fields.entry(key.clone()).or_insert(Value::Null), value);
-        }
     }
 }
 

@@ -205,7 +205,7 @@ fn what_it_wrote_into_the_status_counts_before_the_watch_shows_it() {
         play.begin(What::TokenEdited(OBJECT), 0);
         play.until("another token, and the status of it", |world| token(world) == Some(2) && ready(world).0 == "True");
         play.go(5 * SECOND);
-        // The status is to name the new version: a patch of the one that the watch shows would meet a conflict each time.
+        // The status is to name the new version: one written in place of the version that the watch shows would meet a conflict each time.
         play.begin(What::CredentialsTouched(OBJECT), 0);
         play.go(5 * SECOND);
         let world = lock(&play.world);
