@@ -59,15 +59,30 @@ impl ApiServer {
         self.places.close();
     }
 
-    /// The time that a call may take begins once it has a place.
+    /// Whether the process stops.
+    #[must_use]
+    pub fn lets_all_through(&self) -> bool {
+        self.places.is_closed()
+    }
+
     async fn call<T>(&self, doing: &'static str, request: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+        self.call_within(CALL_TIMEOUT, doing, request).await
+    }
+
+    /// The time that a call may take begins once it has a place.
+    async fn call_within<T>(
+        &self,
+        within: Duration,
+        doing: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
         let span = Span::of_call(doing);
         let place = self.places.acquire().await.ok();
         let request = in_place(place, Box::pin(span.around(request)));
-        let result = match tokio::time::timeout(CALL_TIMEOUT, request).await {
+        let result = match tokio::time::timeout(within, request).await {
             Ok((Ok(value), _)) => Ok(value),
             Ok((Err(error), _)) => Err(Error::of(doing, &error)),
-            Err(_) => Err(Error::Timeout { doing }),
+            Err(_) => Err(Error::Timeout { doing, within }),
         };
         span.ended(Error::outcome(&result), result.is_err());
         result
@@ -76,11 +91,12 @@ impl ApiServer {
     /// For who reads less of the answer than kube's `Api` does.
     async fn send<T: DeserializeOwned>(
         &self,
+        within: Duration,
         doing: &'static str,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> Result<T, Error> {
         let request = request.map_err(|error| Error::of(doing, &kube::Error::BuildRequest(error)))?;
-        self.call(doing, self.client.request(request)).await
+        self.call_within(within, doing, self.client.request(request)).await
     }
 
     /// Reads a Secret, data included. `None` where there is none.
@@ -93,11 +109,11 @@ impl ApiServer {
     }
 
     /// Writes a Secret: creates it where it carries no resource version, and else replaces exactly that version. Returns its
-    /// metadata as they are now.
+    /// metadata as they are now. It may take so long.
     ///
     /// # Errors
     /// [`Error::is_conflict`] where it is there already or is another version, [`Error::is_not_found`] where it is gone.
-    pub async fn write_secret(&self, secret: &Secret) -> Result<ObjectMeta, Error> {
+    pub async fn write_secret(&self, secret: &Secret, within: Duration) -> Result<ObjectMeta, Error> {
         let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
         let name = secret.metadata.name.as_deref().unwrap_or_default();
         let request = Request::new(Secret::url_path(&(), Some(namespace)));
@@ -107,7 +123,7 @@ impl ApiServer {
         let params = post_params();
         let request = if replaces { request.replace(name, &params, json) } else { request.create(&params, json) };
         // The data comes back, too, and is left where it is.
-        let written: SecretMeta = self.send(doing, request).await?;
+        let written: SecretMeta = self.send(within, doing, request).await?;
         Ok(written.into())
     }
 
@@ -121,7 +137,7 @@ impl ApiServer {
         let json = serde_json::to_vec(object).map_err(|error| Error::of(doing, &kube::Error::SerdeError(error)))?;
         let request = Request::new(MoneyGoCredential::url_path(&(), Some(namespace)));
         let request = request.replace_subresource("status", name, &post_params(), json);
-        let written: Versioned = self.send(doing, request).await?;
+        let written: Versioned = self.send(CALL_TIMEOUT, doing, request).await?;
         Ok(written.metadata)
     }
 
@@ -160,7 +176,7 @@ impl ApiServer {
             return Ok(key_in(&secret));
         }
         let Some(fresh) = fresh_key(namespace) else { return Ok(None) };
-        match self.write_secret(&fresh).await {
+        match self.write_secret(&fresh, CALL_TIMEOUT).await {
             Ok(_) => Ok(key_in(&fresh)),
             // Another replica was faster.
             Err(error) if error.is_conflict() => {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser};
 use moneygo_operator::lease;
 use moneygo_operator::telemetry::{LogFormat, LogLevel};
@@ -151,7 +151,13 @@ fn refuse(what: &str) -> clap::Error {
 /// What is wrong and what to do, in one line. For errors alone: `--help` and `--version` are clap's own.
 pub fn in_one_line(mut error: clap::Error) -> String {
     error.remove(ContextKind::Usage);
-    let text = error.to_string();
+    let mut text = error.to_string();
+    // A URL with a user may hold a password.
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && value.contains('@')
+    {
+        text = text.replace(value.as_str(), "…");
+    }
     // Where the line is our own, it tells what to do already.
     let (what, advice) = match text.strip_suffix(TRY_HELP) {
         Some(what) => (what, ": see --help"),
@@ -400,6 +406,8 @@ mod tests {
             (&["--token-url=api.money-go.com"], "https://host/path"),
             (&["--token-url=ftp://api.money-go.com"], "https://"),
             (&["--token-url=https://me:pass@host/"], "user"),
+            (&["--token-url=ftp://me:pass@host/"], "'…' for '--token-url"),
+            (&["--token-url=https://me:p#ss:pass@host/"], "'…' for '--token-url"),
             (&["--token-timeout=10"], "units"),
             (&["--token-timeout=1d"], "units"),
             (&["--token-timeout="], "units"),

@@ -53,6 +53,8 @@ const CONCURRENCY_OF_TURNS: usize = 64;
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 /// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
 const FAILURES_BEFORE_REPORT: u32 = 4;
+/// So many failures in a row may be those of a write that the API server takes longer for than any should.
+const FAILURES_BEFORE_LONG_WRITES: u32 = 2;
 /// A pass that can says within this time that a token has ended, and what the API server answered: one that fails is repeated within ten seconds.
 const PASSES_TELL_WITHIN: Duration = Duration::from_secs(15);
 /// The first list of the Secrets is done by then, or cannot be had.
@@ -369,7 +371,7 @@ async fn write_held(shared: &Arc<Shared>, contexts: &[Arc<Context>]) {
     let write = |key: ObjectKey| async move {
         while shared.memories.is_holding(&key) {
             for context in contexts.iter().filter(|context| context.watches(key.namespace())) {
-                // What the API server refuses it would refuse again.
+                // What the API server refuses, once more, it would refuse again.
                 match Box::pin(reconcile(&key, Arc::clone(context))).await {
                     Ok(action) if !action.is_within(STOP_LIMIT + LAST_WRITES_LIMIT) => return,
                     _ => {}
@@ -518,6 +520,11 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
     result
 }
 
+/// Whether somebody else wrote meanwhile, as may happen. What is answered so each time is a refusal.
+fn is_of_chance(error: &Error, failures: u32) -> bool {
+    error.is_conflict() && failures < FAILURES_BEFORE_REPORT
+}
+
 /// What the API server did not do is tried again soon: a token may be waiting to be written.
 fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     // Of an object that is gone nothing is remembered but a token that is still to be written.
@@ -526,7 +533,7 @@ fn error_policy(key: &ObjectKey, error: &Error, context: &Context) -> Action {
     let (failures, is_told) = context.shared.memories.with(key, &uid, |memory| {
         memory.api_failures = memory.api_failures.saturating_add(1);
         // Of what is being deleted the watch tells a moment later.
-        let is_chance = error.is_conflict() || (error.is_not_found() && memory.api_failures == 1);
+        let is_chance = is_of_chance(error, memory.api_failures) || (error.is_not_found() && memory.api_failures == 1);
         let is_told = !is_chance && !memory.told_of_failures;
         memory.told_of_failures |= is_told;
         (memory.api_failures, is_told)

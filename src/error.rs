@@ -6,6 +6,9 @@ use kube::client::AuthError;
 
 /// The bound on every call of the API server that is no watch.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The bound on the write of a Secret that was not answered in that time. Webhooks that do not answer, and may be passed over (`failurePolicy: Ignore`),
+/// are waited for one after the other, and a request whose sender has gone is not carried out. The API server itself ends one after 34 s.
+pub const LONGEST_WRITE: Duration = Duration::from_secs(36);
 /// Of a cause that is told in another's words, in characters.
 const LONGEST_CAUSE: usize = 200;
 
@@ -22,16 +25,18 @@ pub enum Error {
         doing: &'static str,
         /// The HTTP status.
         code: u16,
-        /// `Status.reason`, as `Forbidden`.
-        reason: String,
+        /// `Status.reason`, as `Forbidden`, where it is one of Kubernetes' own.
+        reason: &'static str,
         /// What RBAC says, if it is RBAC's.
         detail: String,
     },
     /// There was no answer in time.
-    #[error("cannot {doing}: no answer from the API server within {} s", CALL_TIMEOUT.as_secs())]
+    #[error("cannot {doing}: no answer from the API server within {} s", within.as_secs())]
     Timeout {
         /// What was being done.
         doing: &'static str,
+        /// For how long it was waited for.
+        within: Duration,
     },
     /// There was no answer that could be read.
     #[error("cannot {doing}: the API server cannot be reached, or its answer cannot be read")]
@@ -46,9 +51,13 @@ impl Error {
     #[must_use]
     pub fn of(doing: &'static str, error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else { return Self::Unreachable { doing } };
-        let of_rbac = status.message.contains(" cannot ") && status.message.contains("in API group");
-        let detail = if of_rbac { format!(": {}", status.message) } else { String::new() };
-        Self::Api { doing, code: status.code, reason: status.reason.clone(), detail }
+        let reason = reason_of(&status.reason);
+        let detail = if is_of_rbac(status.code, reason, &status.message) {
+            format!(": {}", status.message)
+        } else {
+            String::new()
+        };
+        Self::Api { doing, code: status.code, reason, detail }
     }
 
     /// What the API server answered, without its words.
@@ -56,7 +65,7 @@ impl Error {
     pub fn answer(&self) -> String {
         match self {
             Self::Api { code, .. } => format!("HTTP {code}"),
-            Self::Timeout { .. } => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+            Self::Timeout { within, .. } => format!("no answer within {} s", within.as_secs()),
             Self::Unreachable { .. } => "no answer that can be read".to_owned(),
         }
     }
@@ -109,6 +118,45 @@ impl Error {
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Api { code: 403, .. })
     }
+}
+
+/// What is told of a reason that is none of Kubernetes' own: an admission webhook may put whatever it likes there, and a gateway has no word for it.
+const OTHER_REASON: &str = "for another reason";
+
+/// `Status.reason`, where it is one of Kubernetes' own (`k8s.io/apimachinery/pkg/apis/meta/v1`, `StatusReason`).
+#[must_use]
+pub fn reason_of(reason: &str) -> &'static str {
+    const KNOWN: [&str; 19] = [
+        "Unauthorized",
+        "Forbidden",
+        "NotFound",
+        "AlreadyExists",
+        "Conflict",
+        "Gone",
+        "Invalid",
+        "ServerTimeout",
+        "StoreReadError",
+        "Timeout",
+        "TooManyRequests",
+        "BadRequest",
+        "MethodNotAllowed",
+        "NotAcceptable",
+        "RequestEntityTooLarge",
+        "UnsupportedMediaType",
+        "InternalError",
+        "Expired",
+        "ServiceUnavailable",
+    ];
+    KNOWN.into_iter().find(|known| *known == reason).unwrap_or(OTHER_REASON)
+}
+
+/// Whether a message is RBAC's own. A webhook that denies a request may say the same, and more.
+fn is_of_rbac(code: u16, reason: &str, message: &str) -> bool {
+    let is_refusal = (code, reason) == (403, "Forbidden") && !message.starts_with("admission webhook");
+    is_refusal
+        && message.contains(" is forbidden: User \"")
+        && message.contains(" cannot ")
+        && message.contains("in API group")
 }
 
 /// What the API server itself says of an object that is not there. A gateway before it has 404s of its own.

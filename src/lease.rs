@@ -149,10 +149,8 @@ fn believed_duration(observed: &Observed, config: &LeaseConfig) -> Duration {
         .map_or(config.duration, |secs| Duration::from_secs(secs).min(DURATION_MAX))
 }
 
-/// Versions of one Lease only ever grow (KEP-5504), and a read without a version is answered by etcd itself: it was set back.
-fn went_back(before: &ObjectMeta, found: &ObjectMeta) -> bool {
-    let version = |meta: &ObjectMeta| meta.resource_version.as_deref().and_then(|version| version.parse::<u64>().ok());
-    before.uid == found.uid && version(found).zip(version(before)).is_some_and(|(found, before)| found < before)
+fn version_of(lease: &Lease) -> Option<u64> {
+    lease.metadata.resource_version.as_deref()?.parse().ok()
 }
 
 /// Keeps `since` while the record stays the same. Labels and the like do not count: they are no sign of life.
@@ -271,8 +269,16 @@ impl fmt::Debug for Leadership {
 pub fn elect(client: Client, config: LeaseConfig, clock: Clock) -> (Leadership, Election) {
     let leadership = Leadership::new(clock, Some(config.renew_deadline()), false);
     let leases = Api::namespaced(client, &config.namespace);
-    let election =
-        Election { leases, config, clock, leadership: leadership.clone(), observed: None, reported: None, pauses: 0 };
+    let election = Election {
+        leases,
+        config,
+        clock,
+        leadership: leadership.clone(),
+        observed: None,
+        newest: 0,
+        reported: None,
+        pauses: 0,
+    };
     (leadership, election)
 }
 
@@ -283,6 +289,8 @@ pub struct Election {
     clock: Clock,
     leadership: Leadership,
     observed: Option<Observed>,
+    /// The newest version of the Lease that was ever seen, also of one that was deleted since.
+    newest: u64,
     reported: Option<Report>,
     /// Waits for another's lease so far.
     pauses: u64,
@@ -425,13 +433,21 @@ impl Election {
     async fn look(&mut self) -> Result<Option<Observed>, Failure> {
         let found = self.bounded(async { if_there(self.leases.get(&self.config.name).await) }).await?;
         let before = self.observed.take();
-        if let (Some(before), Some(found)) = (&before, &found)
-            && went_back(&before.lease.metadata, &found.metadata)
-        {
-            return Err(Failure::WentBack);
+        if let Some(found) = &found {
+            self.see(found)?;
         }
         self.observed = found.map(|lease| observe(before, lease, self.clock.moment()));
         Ok(self.observed.clone())
+    }
+
+    /// Versions of Leases only ever grow (KEP-5504), and a read without a version is answered by etcd itself: one that is older was restored.
+    fn see(&mut self, lease: &Lease) -> Result<(), Failure> {
+        let Some(version) = version_of(lease) else { return Ok(()) };
+        if version < self.newest {
+            return Err(Failure::WentBack);
+        }
+        self.newest = version;
+        Ok(())
     }
 
     /// Writes the record that makes the lease ours, on the condition that nobody wrote since `observed`.
@@ -440,6 +456,7 @@ impl Election {
         let mut lease = observed.map_or_else(|| self.new_lease(), |observed| observed.lease);
         lease.spec = Some(held(lease.spec.as_ref(), &self.config, self.clock.now()));
         let lease = self.write(&lease).await?;
+        self.see(&lease)?;
         self.observed = Some(Observed { lease, since: self.clock.moment() });
         self.leadership.extend(begun);
         Ok(())
@@ -896,22 +913,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_etcd_that_was_set_back_ends_leader_and_follower() {
-        let store = SharedStore::default();
-        let leader = Candidate::start(&store, "leader");
-        leader.until(true).await;
-        let follower = Candidate::start(&store, "follower");
-        time::sleep(Duration::from_secs(5)).await;
-        let snapshot = store.lock().unwrap().lease.clone();
-        time::sleep(Duration::from_mins(1)).await;
-        assert!(leader.leadership.is_leader() && !leader.running.is_finished() && !follower.running.is_finished());
-        {
-            let mut store = store.lock().unwrap();
-            store.version -= 10;
-            store.lease = snapshot;
-        }
-        for candidate in [leader, follower] {
-            time::timeout(Duration::from_secs(10), candidate.running).await.expect("it ends by itself").unwrap();
-            assert!(!candidate.leadership.is_leader());
+        for had_the_lease in [true, false] {
+            let store = SharedStore::default();
+            let leader = Candidate::start(&store, "leader");
+            leader.until(true).await;
+            let follower = Candidate::start(&store, "follower");
+            time::sleep(Duration::from_secs(5)).await;
+            let snapshot = store.lock().unwrap().lease.clone().filter(|_| had_the_lease);
+            time::sleep(Duration::from_mins(1)).await;
+            assert!(leader.leadership.is_leader() && !leader.running.is_finished() && !follower.running.is_finished());
+            {
+                let mut store = store.lock().unwrap();
+                store.version -= 10;
+                store.lease = snapshot;
+            }
+            for candidate in [leader, follower] {
+                time::timeout(Duration::from_secs(10), candidate.running).await.expect("it ends by itself").unwrap();
+                assert!(!candidate.leadership.is_leader());
+            }
         }
     }
 
@@ -984,9 +1003,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn labels_of_others_survive_our_writes() {
         let store = SharedStore::default();
-        store.lock().unwrap().lease = Some(json!({
+        let lease = json!({
             "metadata": {"name": "operator", "resourceVersion": "7", "labels": {"team": "payments"}}, "spec": {}
-        }));
+        });
+        {
+            let mut store = store.lock().unwrap();
+            (store.version, store.lease) = (7, Some(lease));
+        }
         let leader = Candidate::start(&store, "leader");
         leader.until(true).await;
         leader.stop().await;

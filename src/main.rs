@@ -21,6 +21,7 @@ use moneygo_operator::token::{TokenClient, TokenClientConfig};
 use moneygo_operator::traces::Traces;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Args;
@@ -93,6 +94,12 @@ fn init_logging_and_traces(args: &Args) -> anyhow::Result<Option<Traces>> {
     Ok(usable)
 }
 
+/// A task that was not to end. Of a panic its hook has told where it was; what was said there is told by nobody.
+fn by_itself(what: &str, error: Option<&JoinError>) -> anyhow::Error {
+    let how = if error.is_some_and(JoinError::is_panic) { "panicked" } else { "stopped by itself" };
+    anyhow!("{what} {how}")
+}
+
 async fn run(args: Args) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let signals = Signals::install()?;
@@ -132,7 +139,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         ended = &mut electing => {
             shutdown.cancel();
             controlling.await;
-            Err(ended.err().map_or_else(|| anyhow!("the election stopped by itself"), Into::into))
+            Err(by_itself("the election", ended.err().as_ref()))
         }
     };
 
@@ -141,9 +148,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     publishing.abort();
     let ending = async {
         if !electing.is_finished() {
-            electing.await.context("the election stopped by itself")?;
+            electing.await.map_err(|error| by_itself("the election", Some(&error)))?;
         }
-        serving.await.context("the HTTP server stopped by itself")
+        serving.await.map_err(|error| by_itself("the HTTP server", Some(&error)))
     };
     match tokio::time::timeout(STOP_LIMIT, ending).await {
         Ok(ended) => result.and(ended),

@@ -65,6 +65,8 @@ pub struct Observed {
     pub owner_refused: bool,
     /// The endpoint is down for everyone.
     pub outage: bool,
+    /// The process stops: a token that is held is written now, or lost.
+    pub stopping: bool,
 }
 
 /// The credentials Secret, as it was seen.
@@ -289,7 +291,7 @@ fn decide(o: &Observed) -> Plan {
     match &o.held {
         // Before anything is said, too: what is there may be what nobody has looked at yet.
         Some(_) if !o.live => Plan::Look,
-        Some(_) if is_write_refused(o) => account(o),
+        Some(_) if is_write_refused(o) && !o.stopping => account(o),
         // No write can succeed, and the refusals so far were for that.
         Some(held) if is_immutable(o) && !held.is_stored => account(&Observed { failure: None, ..o.clone() }),
         Some(held) if held.is_stored && is_of_a_later_request(o, held) => Plan::Forget,
@@ -897,9 +899,7 @@ fn succeeded(o: &Observed, life: Life) -> &'static str {
         Ok(spec) if !life.repeated && spec.renew.is_cut(life.lifetime()) => {
             "the last request gave a token; its lifetime cannot hold renewBefore, which is cut to nine tenths of it"
         }
-        _ if life.repeated => {
-            "the last request gave the token that was there already; it is asked for again halfway to its end"
-        }
+        _ if life.repeated => status::GIVEN_AGAIN,
         _ => "the last request gave a token",
     }
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::crd::{DeletionPolicy, MoneyGoCredential, Resolved, annotation};
 use crate::digest::{DigestKey, Match};
 use crate::schedule::Life;
+use crate::token::AccessToken;
 
 mod sent;
 
@@ -381,6 +382,9 @@ pub fn inspect(
         [facts.marks.life, remembered].into_iter().flatten().filter(|life| life.is_credible()).collect();
     if accounts.is_empty() && facts.marks.token_digest.is_none() && facts.marks.applied.is_none() {
         return Found::Nothing;
+    }
+    if !AccessToken::is_possible(token) {
+        return Found::Altered;
     }
     let proven = |key: &DigestKey| prove(key, token, &accounts, facts.marks.token_digest.as_deref());
     match key.map_or(Proof::Impossible, proven) {

@@ -101,11 +101,16 @@ impl AccessToken {
     pub fn new(token: String) -> Option<Self> {
         // Wiped when refused, too.
         let secret = SecretString::from(token);
-        let bytes = secret.expose_secret().as_bytes();
-        let is_sendable = (1..=MAX_TOKEN_BYTES).contains(&bytes.len())
+        Self::is_possible(secret.expose_secret()).then(|| Self(secret))
+    }
+
+    /// Whether a text can be a token.
+    #[must_use]
+    pub fn is_possible(text: &str) -> bool {
+        let bytes = text.as_bytes();
+        (1..=MAX_TOKEN_BYTES).contains(&bytes.len())
             && bytes.iter().all(|byte| matches!(byte, 0x20..=0x7e))
-            && bytes.trim_ascii().len() == bytes.len();
-        is_sendable.then(|| Self(secret))
+            && bytes.trim_ascii().len() == bytes.len()
     }
 
     /// The token in the clear. For the target Secret and for digests, not for any other output.

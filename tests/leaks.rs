@@ -455,11 +455,13 @@ fn no_error_quotes_what_it_is_about() {
             }
         }
     }
-    let status =
-        json!({"status": "Failure", "message": both, "reason": "Invalid", "code": 422, "details": {"name": both}});
-    let refused = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+    let refused = |reason: &str| {
+        let status =
+            json!({"status": "Failure", "message": both, "reason": reason, "code": 403, "details": {"name": both}});
+        kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+    };
     let unreadable = kube::Error::SerdeError(serde_json::from_str::<u8>(&format!("\"{both}\"")).unwrap_err());
-    for cause in [refused, unreadable] {
+    for cause in [refused("Forbidden"), refused(&both), unreadable] {
         let error = Error::of("write a Secret", &cause);
         needles.are_not_in("an error", &format!("{error}\n{error:?}"));
     }

@@ -205,6 +205,20 @@ async fn a_token_that_ends_before_the_secrets_can_be_listed_is_told_of() {
     operator.stop().await;
 }
 
+/// Webhooks that are away and may be passed over: whoever hangs up before that has written nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_the_api_server_takes_long_for_is_waited_for() {
+    let stage = Stage::new("slow-writes").await;
+    let operator = stage.operator().start().await;
+    let silent = Backend::silent().await;
+    stage.wait_for_secrets(targets(), &silent).await;
+    stage.subscribe("payments", json!({})).await;
+    stage.until("the token is written", 4 * SOON, |scene: &Scene| scene.token("payments").map(drop)).await;
+    stage.ready("payments").await;
+    assert_eq!(stage.grants_of("payments"), 1);
+    operator.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_hangs_holds_up_no_other_object() {
     let stage = Stage::new("hanging").await;

@@ -49,6 +49,7 @@ impl Context {
                 .owner_refused_until
                 .is_some_and(|until| until > now && until.duration_since(now) <= OWNER_REFUSED_FOR),
             outage: self.shared.settings.grants.is_outage(),
+            stopping: self.shared.api_server.lets_all_through(),
             spec,
             owner,
         };

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::observe::newest_version;
 use super::{
-    Context, FAILURES_BEFORE_REPORT, LISTS_WITHIN, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN, WAITS_BEFORE_REPORT, key_of,
+    Context, FAILURES_BEFORE_REPORT, LISTS_WITHIN, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN, WAITS_BEFORE_REPORT,
+    is_of_chance, key_of,
 };
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
@@ -107,11 +108,11 @@ impl Context {
     /// A pass that failed for the API server's sake has said nothing of how things stand: the token may have ended since it was told of, or
     /// have been taken away; and who has no token waits to hear why. What cannot be said now is said with a later pass.
     pub(super) async fn tell_despite(&self, error: &Error, owner: &Owner) {
-        if error.is_conflict() || error.is_not_found() {
+        let failures = self.shared.memories.of(&key_of(owner), &owner.uid).api_failures;
+        if is_of_chance(error, failures) || error.is_not_found() {
             return;
         }
         let Some((credential, _, told)) = self.newest_of(owner) else { return };
-        let failures = self.shared.memories.of(&key_of(owner), &owner.uid).api_failures;
         let is_unexplained = told.failed_attempts.is_none() && failures >= FAILURES_BEFORE_REPORT;
         if !is_unexplained && !status::says_ready(&told) {
             return;

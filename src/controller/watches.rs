@@ -24,7 +24,7 @@ use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
 use crate::crd::MoneyGoCredential;
 use crate::digest::DigestKey;
-use crate::error::{Error, has_code};
+use crate::error::{Error, has_code, reason_of};
 use crate::plan::{self, Plan};
 use crate::secret::{SecretMeta, Version};
 use crate::watch::{Shown, watch};
@@ -260,7 +260,7 @@ pub(super) fn watch_failure(error: &watcher::Error) -> String {
         watcher::Error::WatchStartFailed(cause) => ("start to watch", cause),
         watcher::Error::WatchFailed(cause) => ("watch", cause),
         watcher::Error::WatchError(status) => {
-            return format!("the API server ended the watch: {} {}", status.code, status.reason);
+            return format!("the API server ended the watch: {} {}", status.code, reason_of(&status.reason));
         }
         watcher::Error::NoResourceVersion => return "the API server gave a list without a resourceVersion".to_owned(),
     };

@@ -5,11 +5,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
 
-use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
+use super::{Context, FAILURES_BEFORE_LONG_WRITES, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
-use crate::error::Error;
+use crate::error::{CALL_TIMEOUT, Error, LONGEST_WRITE};
 use crate::events::EventReason;
 use crate::memory::{HeldToken, Told};
 use crate::plan::{self, Credentials, Observed, Plan, Target};
@@ -86,13 +86,13 @@ impl Context {
 
     pub(super) async fn mend(&self, o: &mut Observed, issue: Issue, sight: Sight) -> Result<Action, Error> {
         let Ok(spec) = o.spec.clone() else { return Ok(Action::await_change()) };
+        self.remember(&o.owner, |memory| memory.mends.take(self.now()));
         let token = sight.stored_token(o, &spec).map(ToOwned::to_owned);
         let Some(token) = token.and_then(AccessToken::new) else {
             return Ok(Action::requeue(Duration::ZERO));
         };
         let (resumes, issue) = (plan::resumes(o), self.restamped(o, issue, &sight, &spec));
         let content = Content { token: token.expose(), issue: &issue };
-        self.remember(&o.owner, |memory| memory.mends.take(self.now()));
         let written = match self.write(o, &spec, content, sight.target.as_ref()).await {
             Ok(written) => written,
             Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
@@ -144,13 +144,21 @@ impl Context {
             live.metadata.owner_references.clone().unwrap_or_default()
                 != wanted.metadata.owner_references.clone().unwrap_or_default()
         });
-        let mut result = self.shared.api_server.write_secret(&wanted).await;
-        if changes_owner && result.as_ref().is_err_and(Error::is_forbidden) {
-            result = self.shared.api_server.write_secret(&compose(Ownership::AsFound)).await;
-            if result.is_ok() {
-                self.owner_refused(o);
-            }
+        let result = self.write_secret(o, &wanted).await;
+        if !(changes_owner && result.as_ref().is_err_and(Error::is_forbidden)) {
+            return result;
         }
+        let result = self.write_secret(o, &compose(Ownership::AsFound)).await;
+        if result.is_ok() {
+            self.owner_refused(o);
+        }
+        result
+    }
+
+    async fn write_secret(&self, o: &Observed, secret: &Secret) -> Result<ObjectMeta, Error> {
+        let failures = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).api_failures;
+        let within = if failures < FAILURES_BEFORE_LONG_WRITES { CALL_TIMEOUT } else { LONGEST_WRITE };
+        let result = self.shared.api_server.write_secret(secret, within).await;
         self.shared.settings.metrics.secret_write(&result);
         result
     }
@@ -177,6 +185,10 @@ impl Context {
 
     /// The API server will not have it. The token, if there is a new one, stays held and is written again.
     pub(super) async fn write_refused(&self, o: &mut Observed, error: &Error) -> Result<Action, Error> {
+        if o.stopping && plan::is_write_refused(o) {
+            // That was said already.
+            return Ok(Action::await_change());
+        }
         let message = format!(
             "the API server refuses to write the Secret ({}): look at the operator's rights, quotas and admission webhooks; it is tried again with the same token",
             error.answer()
@@ -193,6 +205,8 @@ impl Context {
 
     /// Takes note of what was just written.
     pub(super) fn stored(&self, o: &mut Observed, written: &ObjectMeta, life: Life, issue: &Issue) {
+        // The write may have taken as long as what was left of the token.
+        o.now = self.now();
         let facts = Facts::of(written);
         let name = written.name.clone().unwrap_or_default();
         self.call_all(self.caches.note_secret(&key_of(&o.owner), &name, &facts));

@@ -30,9 +30,10 @@ fn each_answer_of_the_api_server_has_its_class() {
             (error.is_conflict(), error.is_not_found(), error.is_refusal(), error.is_forbidden(), error.reason());
         assert_eq!(found, (conflict, not_found, refusal, forbidden, reason), "{code}");
     }
-    for (error, reason) in
-        [(Error::Timeout { doing: "x" }, "Timeout"), (Error::Unreachable { doing: "x" }, "Unreachable")]
-    {
+    for (error, reason) in [
+        (Error::Timeout { doing: "x", within: CALL_TIMEOUT }, "Timeout"),
+        (Error::Unreachable { doing: "x" }, "Unreachable"),
+    ] {
         assert_eq!(error.reason(), reason);
         assert!(!error.is_conflict() && !error.is_not_found() && !error.is_refusal() && !error.is_forbidden());
         assert!(error.to_string().starts_with("cannot x: "), "{error}");
@@ -51,6 +52,18 @@ fn only_what_rbac_says_is_repeated() {
         r#"secrets "t" is forbidden: User "u" cannot update resource "secrets" in API group "" in the namespace "n""#;
     let error = api(403, "Forbidden", rbac);
     assert_eq!(error.to_string(), format!("cannot write the Secret: the API server answered 403 Forbidden: {rbac}"));
+    let of_a_webhook = format!("admission webhook \"w\" denied the request: {rbac}: canary");
+    for (reason, message) in
+        [("canary", "canary"), ("Forbidden", &of_a_webhook), ("Invalid", &rbac.replace("User", "canary"))]
+    {
+        let error = api(403, reason, message);
+        assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+        assert!(error.is_forbidden());
+    }
+    assert_eq!(
+        api(403, "x", "").to_string(),
+        "cannot write the Secret: the API server answered 403 for another reason"
+    );
     for message in ["admission webhook denied: canary", r#"Secret "t" is invalid: data[x]: Invalid value: "canary""#] {
         let error = api(422, "Invalid", message);
         assert_eq!(error.to_string(), "cannot write the Secret: the API server answered 422 Invalid");

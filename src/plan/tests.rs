@@ -1271,6 +1271,17 @@ fn a_write_that_is_refused_is_tried_again_with_the_same_token_and_not_before_its
 }
 
 #[test]
+fn a_write_that_was_refused_is_tried_once_more_as_the_process_stops() {
+    let mut world = holding();
+    let (token, ..) = world.held.clone().unwrap();
+    world.refuses_writes = true;
+    world.pass();
+    (world.refuses_writes, world.stopping) = (false, true);
+    world.settle();
+    assert_eq!((world.token(), world.grants.len()), (Some(token), 0));
+}
+
+#[test]
 fn a_change_of_the_target_lets_a_refused_write_be_tried_at_once() {
     let mut world = holding();
     let (token, ..) = world.held.clone().unwrap();

@@ -465,7 +465,7 @@ fn what_a_look_at_the_data_tells() {
     let earlier = || with_annotation(whole(), expiry, "2026-01-01T00:30:00Z");
     let half = Life { expires_at: at("2026-01-01T00:30:00Z"), ..life() };
     let good = Found::Token(life());
-    let cases = [
+    let cases = vec![
         ("whole, with the key", whole(), None, Some(&ours), good.clone()),
         ("whole, without", whole(), None, None, good.clone()),
         ("whole, with another key", whole(), None, Some(&other), good.clone()),
@@ -477,6 +477,14 @@ fn what_a_look_at_the_data_tells() {
         ("the token edited, without a key", with_token(overwritten(), b"x"), Some(life()), None, Found::Altered),
         ("not UTF-8", with_token(whole(), b"\xff"), None, Some(&ours), Found::Altered),
         ("empty", with_token(whole(), b""), None, Some(&ours), Found::Altered),
+        (
+            "no token at all, as ours",
+            with_token(without(whole(), &[digest]), b"x\n"),
+            Some(life()),
+            Some(&ours),
+            Found::Altered,
+        ),
+        ("no token at all, without a key", with_token(whole(), b" x"), Some(life()), None, Found::Altered),
         ("the expiry edited, remembered", year_3000(), Some(life()), Some(&ours), good.clone()),
         ("the expiry edited, not remembered", year_3000(), None, Some(&ours), Found::Altered),
         ("the expiry edited, remembered, no key", year_3000(), Some(life()), None, good.clone()),

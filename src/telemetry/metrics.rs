@@ -208,7 +208,7 @@ mod tests {
     fn filled() -> String {
         let metrics = Metrics::default();
         metrics.token_request("Succeeded", 0.2);
-        let conflict = Error::Api { doing: "write", code: 409, reason: String::new(), detail: String::new() };
+        let conflict = Error::Api { doing: "write", code: 409, reason: "Conflict", detail: String::new() };
         metrics.secret_write::<()>(&Err(conflict));
         metrics.status_write(&Ok(()));
         metrics.reconcile(&Ok(()), 0.01);

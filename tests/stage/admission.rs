@@ -13,6 +13,9 @@ use tokio::net::TcpListener;
 
 use super::{SOON, Stage};
 
+/// A write that takes longer waits for a webhook.
+const WITHOUT_WEBHOOKS: Duration = Duration::from_secs(2);
+
 /// What the API server calls for leave to write a Secret.
 pub struct Backend {
     url: String,
@@ -45,9 +48,22 @@ impl Stage {
     /// is not answered. Returns once that is so.
     pub async fn call_for_secrets(&self, labels: Value, backend: &Backend) {
         let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
-        self.call_for(rule, json!({"matchLabels": labels}), backend).await;
+        self.call_for(rule, json!({"matchLabels": labels}), backend, "Fail").await;
         let trial = json!({"metadata": {"name": "trial", "labels": labels}});
         self.until_secret_refused(&serde_json::from_value(trial).unwrap()).await;
+    }
+
+    /// The same, but the API server writes it where the webhook has not answered for fifteen seconds. Returns once it waits.
+    pub async fn wait_for_secrets(&self, labels: Value, backend: &Backend) {
+        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
+        self.call_for(rule, json!({"matchLabels": labels}), backend, "Ignore").await;
+        let trial = json!({"metadata": {"name": "trial", "labels": labels}});
+        let (trial, dry) =
+            (serde_json::from_value(trial).unwrap(), PostParams { dry_run: true, ..PostParams::default() });
+        let secrets = self.secrets();
+        let waits =
+            async { while tokio::time::timeout(WITHOUT_WEBHOOKS, secrets.create(&dry, &trial)).await.is_ok() {} };
+        tokio::time::timeout(SOON, waits).await.expect("the webhook is called");
     }
 
     /// The same before it writes the status of any object of the stage, of which `trial` is one.
@@ -55,21 +71,21 @@ impl Stage {
         let rule = json!({
             "apiGroups": ["money-go.com"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["moneygocredentials/status"],
         });
-        self.call_for(rule, json!({}), backend).await;
+        self.call_for(rule, json!({}), backend, "Fail").await;
         let dry = PatchParams { dry_run: true, ..PatchParams::default() };
         let patch = Patch::Merge(json!({"status": {"failedAttempts": 99}}));
         until_refused(async || self.credentials().patch_status(trial, &dry, &patch).await).await;
     }
 
-    async fn call_for(&self, rule: Value, objects: Value, backend: &Backend) {
+    async fn call_for(&self, rule: Value, objects: Value, backend: &Backend, failure_policy: &str) {
         let webhook = json!({
             "name": "leave.example.com",
             "clientConfig": {"url": backend.url},
             "rules": [rule],
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
             "objectSelector": objects,
-            "failurePolicy": "Fail",
-            "timeoutSeconds": 10,
+            "failurePolicy": failure_policy,
+            "timeoutSeconds": if failure_policy == "Fail" { 10 } else { 15 },
             "sideEffects": "None",
             "admissionReviewVersions": ["v1"],
         });

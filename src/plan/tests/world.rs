@@ -39,6 +39,7 @@ pub(super) struct World {
     pub(super) mends: Allowance,
     pub(super) owner_refused: bool,
     pub(super) outage: bool,
+    pub(super) stopping: bool,
     pub(super) refuses_writes: bool,
     /// Between the write of the target and that of the status.
     pub(super) crashes: bool,
@@ -100,6 +101,7 @@ impl World {
             mends: Allowance::of_mends(),
             owner_refused: false,
             outage: false,
+            stopping: false,
             refuses_writes: false,
             crashes: false,
             answer: Answer::New(HOUR_SECS),
@@ -236,6 +238,7 @@ impl World {
             digests: self.key.is_some(),
             owner_refused: self.owner_refused,
             outage: self.outage,
+            stopping: self.stopping,
         };
         if let Ok(spec) = &self.spec {
             o.target = self.observe_target(spec, live);

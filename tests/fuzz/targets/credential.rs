@@ -100,6 +100,7 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
         digests: true,
         owner_refused: false,
         outage: false,
+        stopping: false,
     };
     observed.failure = plan::standing_failure(&observed, None, false, None);
     observed

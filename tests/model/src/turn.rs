@@ -175,6 +175,7 @@ impl Turn<'_> {
             digests: true,
             owner_refused: false,
             outage: false,
+            stopping: false,
         };
         judge(&mut o, me);
         o
