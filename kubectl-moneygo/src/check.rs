@@ -52,13 +52,16 @@ pub async fn run(args: &ClusterArgs, wanted: &CheckArgs) -> anyhow::Result<Verdi
     };
     let client = TokenClient::new(&config, Clock::SYSTEM).with_context(|| trial.endpoint.whose.clone())?;
     if let Some(warning) = &trial.endpoint.warning {
-        tell(&format!("{} {warning}", look.paint(Colour::Doubtful, "warning:")));
+        tell(&look.paint(Colour::Doubtful, "warning:"), warning);
     }
-    tell(&format!("Asking {} for a token with {}, scope \"{}\".", trial.endpoint.words(), trial.source, trial.scope));
+    tell(
+        "",
+        &format!("Asking {} for a token with {}, scope \"{}\".", trial.endpoint.words(), trial.source, trial.scope),
+    );
     match client.request(&trial.credentials, &trial.scope).await {
         Ok(grant) => {
             let (good, _) = look.either(("✓", ""), ("ok", ""));
-            tell(&format!("{} {}", look.paint(Colour::Good, good), granted(&grant)));
+            tell(&look.paint(Colour::Good, good), &granted(&grant));
             if wanted.show_token {
                 show(&grant.token)?;
             }
@@ -70,7 +73,7 @@ pub async fn run(args: &ClusterArgs, wanted: &CheckArgs) -> anyhow::Result<Verdi
 
 fn refuse(look: Look, why: &str) -> Verdict {
     let bad = look.either("✗", "FAILED");
-    tell(&format!("{} {why}", look.paint(Colour::Bad, bad)));
+    tell(&look.paint(Colour::Bad, bad), why);
     Verdict::Unwell
 }
 

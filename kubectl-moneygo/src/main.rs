@@ -68,7 +68,7 @@ fn complain(error: &anyhow::Error) -> ExitCode {
     if status::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    terminal::tell(&format!("error: {error:#}"));
+    terminal::tell("error:", &format!("{error:#}"));
     ExitCode::from(COULD_NOT)
 }
 

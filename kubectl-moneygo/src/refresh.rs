@@ -18,7 +18,7 @@ use crate::Verdict;
 use crate::args::{ClusterArgs, RefreshArgs, Which};
 use crate::cluster::{self, Cluster, Time};
 use crate::doctor::operators::{self, Health};
-use crate::terminal::{Colour, Look, Spinner, tell};
+use crate::terminal::{Colour, Look, Spinner, harmless, tell};
 use crate::words;
 use verdict::{Outcome, judge};
 
@@ -71,7 +71,7 @@ pub async fn refresh(args: &ClusterArgs, wanted: &RefreshArgs) -> anyhow::Result
         return Ok(report.verdict());
     }
     for warning in absent_operators(&cluster, wanted, &objects).await {
-        tell(&format!("{} {warning}", Look::of_stderr().paint(Colour::Doubtful, "warning:")));
+        tell(&Look::of_stderr().paint(Colour::Doubtful, "warning:"), &warning);
     }
     let (mut waiting, refused) = request(&cluster, objects).await?;
     for (key, message) in refused {
@@ -291,7 +291,7 @@ impl Report {
             self.look.paint(Colour::Bad, bad)
         };
         // Where nobody reads it any more, the exit code still tells.
-        let _ = crate::status::print(&format!("{mark} {name}: {}\n", outcome.words(cluster::now())));
+        let _ = crate::status::print(&format!("{mark} {name}: {}\n", harmless(&outcome.words(cluster::now()))));
     }
 
     fn verdict(&self) -> Verdict {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{ClusterArgs, Output, StatusArgs};
 use crate::cluster::{self, Cluster};
 use crate::life::{Life, State};
-use crate::terminal::{Cell, Colour, Look, columns, tell};
+use crate::terminal::{Cell, Colour, Look, columns, harmless, tell};
 use crate::{Verdict, words};
 
 /// Shows the objects.
@@ -26,7 +26,7 @@ pub async fn run(args: &ClusterArgs, wanted: &StatusArgs) -> anyhow::Result<Verd
             } else {
                 format!("namespace {}", cluster.namespace)
             };
-            tell(&format!("There is no MoneyGoCredential in {place}."));
+            tell("", &format!("There is no MoneyGoCredential in {place}."));
         }
         form => {
             let view =
@@ -75,7 +75,15 @@ impl View {
         for life in lives.iter().filter(|life| !life.message.is_empty() && needs_words(life.state)) {
             let name = words::name(&life.namespace, &life.name, self.everywhere);
             let name = self.look.paint(Colour::Strong, &name);
-            text.extend(["\n", &name, ": ", &life.reason, ": ", &life.message, &next_attempt(life, now)]);
+            text.extend([
+                "\n",
+                &name,
+                ": ",
+                &harmless(&life.reason),
+                ": ",
+                &harmless(&life.message),
+                &next_attempt(life, now),
+            ]);
         }
         if text.ends_with('\n') { text } else { text + "\n" }
     }

@@ -1,5 +1,6 @@
 //! What the terminal can show: colours, characters, a spinner.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
@@ -47,9 +48,16 @@ impl Look {
     }
 }
 
-/// A line to standard error, which may be a pipe that nobody reads: then there is nobody to tell.
-pub fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+/// A line to standard error, which may be a pipe that nobody reads: then there is nobody to tell. `mark` stands before it, and may be painted.
+pub fn tell(mark: &str, line: &str) {
+    let gap = if mark.is_empty() { "" } else { " " };
+    let _ = writeln!(std::io::stderr(), "{mark}{gap}{}", harmless(line));
+}
+
+/// Text of others' objects, which must neither move a terminal's cursor nor begin a line of its own.
+#[must_use]
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) { text.replace(char::is_control, " ").into() } else { text.into() }
 }
 
 /// The few colours, by what they mean.
@@ -142,14 +150,14 @@ pub struct Cell {
 impl Cell {
     /// Plain text.
     pub fn plain(text: impl Into<String>) -> Self {
-        let shown = text.into();
+        let shown = harmless(&text.into()).into_owned();
         Self { width: shown.chars().count(), shown }
     }
 
     /// Text in a colour.
     #[must_use]
     pub fn painted(look: Look, colour: Colour, text: &str) -> Self {
-        Self { width: text.chars().count(), shown: look.paint(colour, text) }
+        Self { width: text.chars().count(), shown: look.paint(colour, &harmless(text)) }
     }
 
     fn width(&self) -> usize {
@@ -192,5 +200,12 @@ mod tests {
             vec![Cell::painted(coloured, Colour::Bad, "long"), Cell::plain("x")],
         ];
         assert_eq!(columns(&rows), "A      B\n\x1b[31mlong\x1b[0m   x\n");
+    }
+
+    #[test]
+    fn text_of_others_moves_no_cursor() {
+        let plain = Look { colour: false, utf8: true };
+        let rows = [vec![Cell::plain("\x1b[2Ja"), Cell::painted(plain, Colour::Bad, "b\n✓ c"), Cell::plain("d\u{9b}")]];
+        assert_eq!(columns(&rows), " [2Ja   b ✓ c   d\n");
     }
 }

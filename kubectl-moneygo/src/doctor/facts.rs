@@ -193,9 +193,6 @@ impl KeyState {
     }
 }
 
-/// In words: what tells of the work, and is none of it.
-pub const EVENTS: &str = "events";
-
 /// Something that an operator must be allowed to do.
 #[derive(Debug, Clone)]
 pub struct Right {
@@ -204,6 +201,8 @@ pub struct Right {
     pub verb: &'static str,
     pub resource: &'static str,
     pub namespace: String,
+    /// Whether tokens come without it.
+    pub is_minor: bool,
     /// The API server's word. Never `Missing`.
     pub allowed: Lookup<bool>,
 }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::terminal::harmless;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,6 +72,7 @@ causes! {
     TargetForbidden: "the API server refuses the write of the target Secret",
     SecretsUnavailable: "the API server does not let the Secrets be read or written",
     TargetOverwritten: "somebody keeps overwriting the token",
+    TokenPending: "there is no valid token yet, and nothing above says why",
     TokenExpired: "the token has expired",
     RefreshOverdue: "the token should have been replaced",
     PodKeyMissing: "a Pod names a key that the target Secret does not have",
@@ -106,9 +109,9 @@ impl Finding {
         Self {
             severity,
             cause,
-            what: harmless(what.into()),
-            why: harmless(why.into()),
-            remedy: harmless(remedy.into()),
+            what: harmless(&what.into()).into_owned(),
+            why: harmless(&why.into()).into_owned(),
+            remedy: harmless(&remedy.into()).into_owned(),
         }
     }
 
@@ -122,11 +125,6 @@ impl Finding {
             "ask someone who may look there to run kubectl moneygo doctor",
         )
     }
-}
-
-/// Names and arguments of others' objects stand in it, which must not move a terminal's cursor.
-fn harmless(text: String) -> String {
-    if text.contains(char::is_control) { text.replace(char::is_control, " ") } else { text }
 }
 
 #[cfg(test)]

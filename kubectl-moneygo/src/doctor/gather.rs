@@ -9,9 +9,10 @@ use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, CustomResourceExt as _, ResourceExt as _};
+use moneygo_operator::apply::DIGEST_KEY_SECRET;
 use moneygo_operator::crd::{CLIENT_ID_KEY, CLIENT_SECRET_KEY, MoneyGoCredential};
 
-use super::facts::{Credentials, EVENTS, Facts, KeyState, Lookup, Neighbour, Right, Target, refusal};
+use super::facts::{Credentials, Facts, KeyState, Lookup, Neighbour, Right, Target, refusal};
 use super::finding::{Cause, Finding, Severity};
 use super::operators::{self, Operator};
 use super::pods::{PODS_MAX, Use, uses_of};
@@ -208,58 +209,97 @@ async fn selecting(
     Lookup::Found(judged)
 }
 
+/// What an account is to be allowed.
+#[derive(Clone, Copy)]
+struct Need {
+    group: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    verb: &'static str,
+    /// What it is called.
+    words: &'static str,
+    /// Whether tokens come without it.
+    is_minor: bool,
+}
+
+impl Need {
+    const fn of(group: &'static str, resource: &'static str, verb: &'static str) -> Self {
+        Self { group, resource, subresource: "", verb, words: resource, is_minor: false }
+    }
+
+    const fn minor(self) -> Self {
+        Self { is_minor: true, ..self }
+    }
+}
+
+const GROUP: &str = "money-go.com";
+const OBJECTS: &str = "moneygocredentials";
 /// Without it nobody is the operator of a namespace.
-const READS: (&str, &str, &str, &str, &str) = ("", "secrets", "", "get", "secrets");
-/// What an operator does in a namespace that it watches: group, resource, subresource, verb, and in words.
-const WORK: [(&str, &str, &str, &str, &str); 9] = [
-    ("money-go.com", "moneygocredentials", "", "list", "moneygocredentials"),
-    ("money-go.com", "moneygocredentials", "", "watch", "moneygocredentials"),
-    ("money-go.com", "moneygocredentials", "status", "update", "moneygocredentials/status"),
+const READS: Need = Need::of("", "secrets", "get");
+/// What an operator does in a namespace that it watches.
+const WORK: [Need; 11] = [
+    Need::of(GROUP, OBJECTS, "list"),
+    Need::of(GROUP, OBJECTS, "watch"),
+    Need::of(GROUP, OBJECTS, "get").minor(),
+    Need { subresource: "status", words: "moneygocredentials/status", ..Need::of(GROUP, OBJECTS, "update") },
     READS,
-    ("", "secrets", "", "list", "secrets"),
-    ("", "secrets", "", "watch", "secrets"),
-    ("", "secrets", "", "create", "secrets"),
-    ("", "secrets", "", "update", "secrets"),
-    ("events.k8s.io", "events", "", "create", EVENTS),
+    Need::of("", "secrets", "list"),
+    Need::of("", "secrets", "watch"),
+    Need::of("", "secrets", "create"),
+    Need::of("", "secrets", "update"),
+    Need::of("events.k8s.io", "events", "create").minor(),
+    Need::of("events.k8s.io", "events", "patch").minor(),
 ];
-/// And in its own, to elect a leader: with the Lease of its name, for RBAC may let it have no other.
-const ELECTION: [(&str, &str, &str, &str, &str); 2] =
-    [("coordination.k8s.io", "leases", "", "get", "leases"), ("coordination.k8s.io", "leases", "", "update", "leases")];
+/// That no token is asked for in a namespace that is being deleted: of one that watches the whole cluster, and of one that has Roles.
+const NAMESPACES_WATCHED: [Need; 2] =
+    [Need::of("", "namespaces", "list").minor(), Need::of("", "namespaces", "watch").minor()];
+const NAMESPACE_READ: Need = Need::of("", "namespaces", "get").minor();
+/// And in its own: the key of the digests.
+const DIGEST_KEY: Need = Need { words: "the Secret of the digests' key", ..READS }.minor();
+/// And to elect a leader: with the Lease of its name, for RBAC may let it have no other.
+const ELECTION: [Need; 2] =
+    [Need::of("coordination.k8s.io", "leases", "get"), Need::of("coordination.k8s.io", "leases", "update")];
 /// And where there is no Lease yet.
-const FIRST_ELECTION: (&str, &str, &str, &str, &str) = ("coordination.k8s.io", "leases", "", "create", "leases");
+const FIRST_ELECTION: Need = Need::of("coordination.k8s.io", "leases", "create");
+
+/// What an operator needs for a namespace: each with the namespace where, if any, and the name of what.
+fn needs<'a>(operator: &'a Operator, namespace: &'a str) -> Vec<(Need, &'a str, Option<&'a str>)> {
+    let mut needs: Vec<_> = WORK.iter().map(|need| (*need, namespace, None)).collect();
+    if operator.watched.is_empty() {
+        needs.extend(NAMESPACES_WATCHED.map(|need| (need, "", None)));
+    } else {
+        needs.push((NAMESPACE_READ, namespace, Some(namespace)));
+    }
+    needs.push((DIGEST_KEY, &operator.namespace, Some(DIGEST_KEY_SECRET)));
+    if let Some(lease) = &operator.lease {
+        needs.extend(ELECTION.map(|need| (need, lease.namespace.as_str(), Some(lease.name.as_str()))));
+        if matches!(lease.held, Lookup::Missing) {
+            needs.push((FIRST_ELECTION, &lease.namespace, None));
+        }
+    }
+    needs
+}
 
 async fn rights(client: &Client, namespace: &str, operators: Option<&Vec<Operator>>) -> Vec<Right> {
     let watching = operators.into_iter().flatten().filter(|operator| operator.watches(namespace));
     let asking = watching.flat_map(|operator| {
-        let lease = operator.lease.iter();
-        let elects = lease.flat_map(|lease| {
-            let first = matches!(lease.held, Lookup::Missing).then_some((&FIRST_ELECTION, None));
-            let named = ELECTION.iter().map(|one| (one, Some(lease.name.as_str())));
-            named.chain(first).map(|(one, name)| (one, lease.namespace.as_str(), name))
-        });
-        let work = WORK.iter().map(move |one| (one, namespace, None));
-        work.chain(elects).map(move |(one, place, name)| right(client, operator, one, place, name))
+        let needs = needs(operator, namespace).into_iter();
+        needs.map(move |(need, place, name)| right(client, operator, need, place, name))
     });
     join_all(asking).await
 }
 
 /// Whether an operator's account may read the Secrets of a namespace. Never `Missing`.
 pub async fn reads_secrets(client: &Client, operator: &Operator, namespace: &str) -> Lookup<bool> {
-    right(client, operator, &READS, namespace, None).await.allowed
+    right(client, operator, READS, namespace, None).await.allowed
 }
 
-async fn right(
-    client: &Client,
-    operator: &Operator,
-    (group, resource, subresource, verb, words): &'static (&str, &str, &str, &'static str, &'static str),
-    namespace: &str,
-    name: Option<&str>,
-) -> Right {
+async fn right(client: &Client, operator: &Operator, need: Need, namespace: &str, name: Option<&str>) -> Right {
     let attributes = ResourceAttributes {
-        group: Some((*group).to_owned()),
-        resource: Some((*resource).to_owned()),
-        subresource: Some((*subresource).to_owned()),
-        verb: Some((*verb).to_owned()),
+        group: Some(need.group.to_owned()),
+        resource: Some(need.resource.to_owned()),
+        subresource: Some(need.subresource.to_owned()),
+        verb: Some(need.verb.to_owned()),
         namespace: Some(namespace.to_owned()),
         name: name.map(str::to_owned),
         ..ResourceAttributes::default()
@@ -278,9 +318,10 @@ async fn right(
     let answer = Api::all(client.clone()).create(&PostParams::default(), &review).await;
     Right {
         account: format!("{}/{}", operator.namespace, operator.service_account),
-        verb,
-        resource: words,
+        verb: need.verb,
+        resource: need.words,
         namespace: namespace.to_owned(),
+        is_minor: need.is_minor,
         allowed: Lookup::of(answer.map(|review| review.status.map(|status| status.allowed))),
     }
 }

@@ -304,7 +304,7 @@ mod tests {
     fn the_chart_sets_a_label_that_is_looked_for_whatever_its_name() {
         let labels = include_str!("../../../charts/moneygo-operator/templates/_helpers.tpl");
         let (key, value) = LABELS[0].split_once('=').unwrap();
-        assert!(labels.contains(&format!("\"{key}\" \"{value}\"")));
+        assert!(labels.contains(&format!("\n{key}: {value}\n")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use moneygo_operator::crd::{ConditionType, MoneyGoCredential, MoneyGoCredentialStatus, Reason};
-use moneygo_operator::status::condition;
+use moneygo_operator::status::{GIVEN_AGAIN, condition};
 
 use crate::words;
 
@@ -43,7 +43,9 @@ pub fn judge(before: &MoneyGoCredential, request: &str, now: &MoneyGoCredential,
     let status = now.status.as_ref();
     if status.and_then(|status| status.last_handled_refresh.as_deref()) == Some(request) {
         let (expires_at, refresh_at) = status.map_or((None, None), |status| (status.expires_at, status.refresh_at));
-        let is_new = expires_at.is_none() || before.status.as_ref().and_then(|before| before.expires_at) != expires_at;
+        // Two tokens of one second end together.
+        let refreshed = status.and_then(|status| condition(status, ConditionType::Refreshed));
+        let is_new = refreshed.is_none_or(|refreshed| refreshed.message != GIVEN_AGAIN);
         return Some(Outcome::Refreshed { is_new, expires_at, refresh_at });
     }
     if now.metadata.deletion_timestamp.is_some() || now.metadata.uid != before.metadata.uid {
@@ -156,13 +158,16 @@ mod tests {
         assert_eq!(judge(&object(true, json!({}))), Some(Outcome::Suspended));
         let done = object(false, json!({"lastHandledRefresh": "new"}));
         assert_eq!(judge(&done), Some(Outcome::Refreshed { is_new: true, expires_at: None, refresh_at: None }));
-        let expires = |at: &str| object(false, json!({"lastHandledRefresh": "new", "expiresAt": at}));
-        let is_new = |now: &MoneyGoCredential| {
-            let outcome = super::judge(&expires("2026-03-01T00:00:00Z"), "new", now, true);
-            outcome.map(|outcome| outcome.words("2026-02-01T00:00:00Z".parse().unwrap()))
+        let given = |message: &str| {
+            let refreshed = json!({"type": "Refreshed", "status": "True", "reason": "Succeeded", "message": message, "lastTransitionTime": EARLY});
+            let status =
+                json!({"lastHandledRefresh": "new", "expiresAt": "2026-03-01T00:00:00Z", "conditions": [refreshed]});
+            let outcome = super::judge(&object(false, status.clone()), "new", &object(false, status), true);
+            outcome.unwrap().words("2026-02-01T00:00:00Z".parse().unwrap())
         };
-        assert!(is_new(&expires("2026-03-02T00:00:00Z")).unwrap().starts_with("new token, expires"));
-        let again = is_new(&expires("2026-03-01T00:00:00Z")).unwrap();
+        let another = given("the last request gave a token");
+        assert!(another.starts_with("new token, expires"), "it was issued in the same second: {another}");
+        let again = given(GIVEN_AGAIN);
         assert!(again.starts_with("Money-Go gave the token that was there already, expires"), "{again}");
         let blocked = object(false, failing("CredentialsNotFound", None, 2));
         let after = |before: &MoneyGoCredential, patient| super::judge(before, "new", &blocked, patient);

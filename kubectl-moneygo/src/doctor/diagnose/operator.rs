@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ObjectMeta};
 use moneygo_operator::crd::annotation;
 
 use super::Walk;
-use crate::doctor::facts::{EVENTS, Lookup};
+use crate::doctor::facts::Lookup;
 use crate::doctor::finding::{Cause, Finding, Severity};
 use crate::doctor::operators::{LABELS, Operator};
 use crate::words;
@@ -119,7 +119,9 @@ impl Walk<'_> {
 
     fn not_selected(&self, watching: &[&Operator]) -> Finding {
         let selectors: Vec<_> = watching.iter().filter_map(|one| one.label_selector.clone()).collect();
-        let label = selectors.iter().find(|one| !one.contains([',', '!', ' ', '('])).cloned();
+        // `KEY=VALUE` is a label and a selector; all else is a selector alone.
+        let is_label = |one: &&String| one.matches('=').count() == 1 && !one.contains([',', '!', ' ', '(']);
+        let label = selectors.iter().find(is_label).cloned();
         let label = label.unwrap_or_else(|| "KEY=VALUE".to_owned());
         Finding::new(
             Severity::Error,
@@ -187,8 +189,9 @@ impl Walk<'_> {
             match &right.allowed {
                 Lookup::Found(true) => {}
                 Lookup::Found(false) | Lookup::Missing => {
-                    missing.push(format!("{} {} in {}", right.verb, right.resource, right.namespace));
-                    if right.resource != EVENTS {
+                    let place = Some(right.namespace.as_str()).filter(|place| !place.is_empty());
+                    missing.push(format!("{} {} in {}", right.verb, right.resource, place.unwrap_or("the cluster")));
+                    if !right.is_minor {
                         severity = Severity::Error;
                     }
                 }
@@ -205,7 +208,7 @@ impl Walk<'_> {
                 format!("the operator's account {account} may not {}", missing.join(", ")),
                 match severity {
                     Severity::Error => "it cannot read the credentials, write the token, or say what it did",
-                    _ => "tokens come; that they do, or why not, is in the status and the log alone",
+                    _ => "tokens come; what is missed without it: docs/security.md",
                 },
                 "helm upgrade the chart with rbac.create=true, or apply docs/rbac for this account",
             ));

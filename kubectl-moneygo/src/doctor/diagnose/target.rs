@@ -2,9 +2,9 @@
 
 use jiff::SignedDuration;
 use kube::ResourceExt as _;
-use moneygo_operator::crd::{MoneyGoCredentialStatus, Reason, Resolved, annotation};
+use moneygo_operator::crd::{ConditionType, MoneyGoCredentialStatus, Reason, Resolved, annotation};
 use moneygo_operator::secret::{self, Claim, FIELD_MANAGER, Facts as Meta, Owner, Seal, winner};
-use moneygo_operator::status::says_ready;
+use moneygo_operator::status::{condition, says_ready};
 
 use super::Walk;
 use crate::doctor::facts::{Lookup, Neighbour, Target};
@@ -134,7 +134,12 @@ impl Walk<'_> {
                 "is not of this object".to_owned(),
                 format!(
                     "hand it over: {}; or choose another target.name",
-                    self.kubectl(&format!("annotate secret {} {}={}", spec.target, annotation::ADOPT, self.name))
+                    self.kubectl(&format!(
+                        "annotate --overwrite secret {} {}={}",
+                        spec.target,
+                        annotation::ADOPT,
+                        self.name
+                    ))
                 ),
             ),
         };
@@ -234,6 +239,12 @@ impl Walk<'_> {
     /// Where the token stands in its life.
     pub(super) fn token(&self, findings: &mut Vec<Finding>) {
         let (status, now) = (self.status(), self.facts.now);
+        let is_ending = self.facts.object.metadata.deletion_timestamp.is_some();
+        let is_explained = findings.iter().any(|finding| finding.severity == Severity::Error);
+        let has_ended = status.expires_at.is_some_and(|at| at <= now);
+        if !self.has_token() && !is_ending && !is_explained && !has_ended {
+            findings.push(pending(&status));
+        }
         let refresh = format!("kubectl moneygo refresh -n {} {}", self.namespace, self.name);
         if let Some(at) = status.expires_at.filter(|at| *at <= now) {
             findings.push(Finding::new(
@@ -264,4 +275,16 @@ impl Walk<'_> {
         let late = status.refresh_at.is_some_and(|at| self.facts.now.duration_since(at) > UNTOLD);
         life::is_overdue(status, self.facts.now) || (late && self.failure().is_none())
     }
+}
+
+/// It waits for its turn, for its first look, or for a clock.
+fn pending(status: &MoneyGoCredentialStatus) -> Finding {
+    let says = condition(status, ConditionType::Ready).map(|ready| format!("{}: {}", ready.reason, ready.message));
+    Finding::new(
+        Severity::Error,
+        Cause::TokenPending,
+        says.unwrap_or_else(|| "no operator has looked at the object yet".to_owned()),
+        "there is no valid token",
+        format!("ask again in a while; {ENDPOINT_DOWN}"),
+    )
 }
