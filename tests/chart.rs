@@ -281,6 +281,23 @@ async fn every_name_of_a_release_makes_names_that_are_accepted() {
     }
 }
 
+/// `kubectl moneygo` and the runbooks go by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_value_takes_the_label_away_that_the_operator_is_found_by() {
+    let tools = Tools::new(ControlPlane::shared().await.unwrap()).await;
+    let other = "{app.kubernetes.io/part-of: platform, app.kubernetes.io/name: other, team: a}";
+    let values = format!(
+        "{{global: {{commonLabels: {other}}}, commonLabels: {other}, podLabels: {other}, nameOverride: tokens}}"
+    );
+    let rendered = objects(&tools.render(&values).unwrap());
+    let deployment = &of_kind(&rendered, "Deployment")[0];
+    let pods = &deployment["spec"]["template"];
+    for labels in rendered.iter().chain([pods]).map(|object| &object["metadata"]["labels"]) {
+        assert_eq!(labels["app.kubernetes.io/part-of"], "moneygo-operator", "{labels}");
+        assert_eq!((&labels["app.kubernetes.io/name"], &labels["team"]), (&"tokens".into(), &"a".into()), "{labels}");
+    }
+}
+
 /// Names and labels, wherever they are.
 fn are_texts(value: &Value, place: &str) {
     const TEXTS: [&str; 7] =

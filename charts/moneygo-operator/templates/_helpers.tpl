@@ -61,6 +61,11 @@
 {{- if gt (printf "%s-%s" (include "moneygo-operator.leaseName" $) $name | len) 253 }}
 {{- fail (printf "leaderElection.leaseName is too long: with -%s behind it it would have more than 253 characters" $name) }}
 {{- end }}
+{{- with $.Values.serviceAccount.name }}
+{{- if gt (printf "%s-%s" . $name | len) 253 }}
+{{- fail (printf "serviceAccount.name is too long: with -%s behind it it would have more than 253 characters" $name) }}
+{{- end }}
+{{- end }}
 {{- $names = append $names $name }}
 {{- range .watchNamespaces }}
 {{- if hasKey $of . }}
@@ -91,6 +96,12 @@ money-go.com/shard: {{ . | quote }}
 {{- end }}
 {{- end }}
 
+{{/* What the selectors, `kubectl moneygo` and the runbooks go by: no value takes it away. */}}
+{{- define "moneygo-operator.finderLabels" -}}
+{{ include "moneygo-operator.selectorLabels" . }}
+app.kubernetes.io/part-of: moneygo-operator
+{{- end }}
+
 {{- define "moneygo-operator.commonLabels" -}}
 {{- with mergeOverwrite (dict) ((.Values.global | default dict).commonLabels | default dict) (.Values.commonLabels | default dict) }}
 {{- toYaml . }}
@@ -101,11 +112,10 @@ money-go.com/shard: {{ . | quote }}
 {{- $own := dict
   "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-")
   "app.kubernetes.io/version" (.Chart.AppVersion | toString)
-  "app.kubernetes.io/managed-by" .Release.Service
-  "app.kubernetes.io/part-of" "moneygo-operator" }}
+  "app.kubernetes.io/managed-by" .Release.Service }}
 {{- $common := include "moneygo-operator.commonLabels" . | fromYaml }}
-{{- $selector := include "moneygo-operator.selectorLabels" . | fromYaml }}
-{{- toYaml (mergeOverwrite $own $common $selector) }}
+{{- $finders := include "moneygo-operator.finderLabels" . | fromYaml }}
+{{- toYaml (mergeOverwrite $own $common $finders) }}
 {{- end }}
 
 {{/* An object's metadata: list ROOT, NAME, more labels, annotations. */}}
@@ -125,8 +135,8 @@ annotations:
 {{- define "moneygo-operator.labelsWith" -}}
 {{- $root := index . 0 }}
 {{- $labels := include "moneygo-operator.labels" $root | fromYaml }}
-{{- $selector := include "moneygo-operator.selectorLabels" $root | fromYaml }}
-{{- toYaml (mergeOverwrite $labels (index . 1) $selector) }}
+{{- $finders := include "moneygo-operator.finderLabels" $root | fromYaml }}
+{{- toYaml (mergeOverwrite $labels (index . 1) $finders) }}
 {{- end }}
 
 {{- define "moneygo-operator.image" -}}
