@@ -53,8 +53,6 @@ const CONCURRENCY_OF_TURNS: usize = 64;
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 /// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
 const FAILURES_BEFORE_REPORT: u32 = 4;
-/// So many failures in a row may be those of a write that the API server takes longer for than any should.
-const FAILURES_BEFORE_LONG_WRITES: u32 = 2;
 /// A pass that can says within this time that a token has ended, and what the API server answered: one that fails is repeated within ten seconds.
 const PASSES_TELL_WITHIN: Duration = Duration::from_secs(15);
 /// The first list of the Secrets is done by then, or cannot be had.

@@ -6,7 +6,7 @@ use kube::client::AuthError;
 
 /// The bound on every call of the API server that is no watch.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The bound on the write of a Secret that was not answered in that time. Webhooks that do not answer, and may be passed over (`failurePolicy: Ignore`),
+/// The bound on the write of a Secret after one that was not answered in that time. Webhooks that do not answer, and may be passed over (`failurePolicy: Ignore`),
 /// are waited for one after the other, and a request whose sender has gone is not carried out. The API server itself ends one after 34 s.
 pub const LONGEST_WRITE: Duration = Duration::from_secs(36);
 /// Of a cause that is told in another's words, in characters.

@@ -366,6 +366,8 @@ impl Election {
     pub async fn run(mut self, shutdown: CancellationToken) {
         if shutdown.run_until_cancelled(self.campaign()).await.is_some() {
             tell_of_restored();
+            // What names this process there is given up all the same.
+            self.newest = 0;
         }
         self.leadership.end();
         if time::timeout(RELEASE_LIMIT, self.release()).await.is_err() {
@@ -931,6 +933,7 @@ mod tests {
                 time::timeout(Duration::from_secs(10), candidate.running).await.expect("it ends by itself").unwrap();
                 assert!(!candidate.leadership.is_leader());
             }
+            assert_eq!(spec(&store)["holderIdentity"], "", "nobody waits for who is gone");
         }
     }
 

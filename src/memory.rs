@@ -77,6 +77,8 @@ pub struct Memory {
     pub api_failures: u32,
     /// The log has told of them.
     pub told_of_failures: bool,
+    /// The last write of the target was not answered within a call's time, or only then.
+    pub slow_writes: bool,
     /// At the last look its Secrets could not be read.
     pub unread: bool,
     /// Someone was told that another object has the same credentials.
@@ -102,6 +104,7 @@ impl Memory {
             waits_since: None,
             api_failures: 0,
             told_of_failures: false,
+            slow_writes: false,
             unread: false,
             warned_of_sharing: false,
         }
@@ -122,6 +125,7 @@ impl Memory {
             && self.held.is_none()
             && self.waits_since.is_none()
             && self.api_failures == 0
+            && !self.slow_writes
             && !self.unread;
         full && settled && idle && !self.warned_of_sharing && self.owner_refused_until.is_none()
     }

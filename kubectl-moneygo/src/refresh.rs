@@ -238,7 +238,8 @@ pub async fn suspend(args: &ClusterArgs, which: &Which, suspend: bool) -> anyhow
             Err(error) if wanted == 1 => return Err(error),
             Err(error) => {
                 refused += 1;
-                format!("{} {name}: {error:#}\n", Look::of_stdout().paint(Colour::Bad, bad))
+                let why = format!("{error:#}");
+                format!("{} {name}: {}\n", Look::of_stdout().paint(Colour::Bad, bad), harmless(&why))
             }
         };
         // Where nobody reads it any more, the exit code still tells.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
+use tokio::time::Instant;
 
-use super::{Context, FAILURES_BEFORE_LONG_WRITES, OWNER_REFUSED_FOR, Sight, key_of};
+use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
@@ -37,6 +39,8 @@ impl Context {
             Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
             Err(error) => return Err(error),
         };
+        // The write may have taken as long as what was left of the token before.
+        o.now = self.now();
         let adopts = plan::adopts(o);
         let recovers = self.recovers(o);
         let is_given_again = held.issue.life.repeated && held.replaces.is_some();
@@ -98,6 +102,7 @@ impl Context {
             Err(error) if error.is_refusal() => return self.write_refused(o, &error).await,
             Err(error) => return Err(error),
         };
+        o.now = self.now();
         if o.failure.as_ref().is_some_and(|failure| failure.reason == Reason::TargetForbidden) {
             o.failure = None;
             self.remember(&o.owner, |memory| (memory.attempt, memory.untold) = (None, None));
@@ -156,11 +161,21 @@ impl Context {
     }
 
     async fn write_secret(&self, o: &Observed, secret: &Secret) -> Result<ObjectMeta, Error> {
-        let failures = self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).api_failures;
-        let within = if failures < FAILURES_BEFORE_LONG_WRITES { CALL_TIMEOUT } else { LONGEST_WRITE };
+        let (begun, within) = (Instant::now(), self.write_within(o));
         let result = self.shared.api_server.write_secret(secret, within).await;
+        self.remember(&o.owner, |memory| memory.slow_writes = begun.elapsed() >= CALL_TIMEOUT);
         self.shared.settings.metrics.secret_write(&result);
         result
+    }
+
+    /// What was not answered in time is waited for the next time; but a living token must leave time for another attempt.
+    fn write_within(&self, o: &Observed) -> Duration {
+        if !self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).slow_writes {
+            return CALL_TIMEOUT;
+        }
+        let left = o.target.life().map(|life| life.expires_at.duration_since(self.now()));
+        let left = left.filter(SignedDuration::is_positive).map(SignedDuration::unsigned_abs);
+        left.map_or(LONGEST_WRITE, |left| LONGEST_WRITE.min((left / 2).max(CALL_TIMEOUT)))
     }
 
     pub(super) fn owner_refused(&self, o: &Observed) {
@@ -185,6 +200,7 @@ impl Context {
 
     /// The API server will not have it. The token, if there is a new one, stays held and is written again.
     pub(super) async fn write_refused(&self, o: &mut Observed, error: &Error) -> Result<Action, Error> {
+        o.now = self.now();
         if o.stopping && plan::is_write_refused(o) {
             // That was said already.
             return Ok(Action::await_change());
@@ -205,8 +221,6 @@ impl Context {
 
     /// Takes note of what was just written.
     pub(super) fn stored(&self, o: &mut Observed, written: &ObjectMeta, life: Life, issue: &Issue) {
-        // The write may have taken as long as what was left of the token.
-        o.now = self.now();
         let facts = Facts::of(written);
         let name = written.name.clone().unwrap_or_default();
         self.call_all(self.caches.note_secret(&key_of(&o.owner), &name, &facts));

@@ -31,7 +31,7 @@ Every one is there from the start, at 0.
 | metric | values |
 |---|---|
 | `moneygo_token_requests_total` | `Succeeded`, `InvalidClient`, `RequestRejected`, `RateLimited`, `EndpointUnavailable`, `BadResponse`: [what each means](api.md#conditions) |
-| `moneygo_secret_writes_total`, `moneygo_status_writes_total`, `moneygo_reconcile_total` | `Ok`; `Conflict` (409: the object has changed meanwhile), `NotFound`, `Refused` (RBAC, quota, admission, validation), `ApiError` (any other answer), `Timeout` (none within 10 s), `Unreachable` |
+| `moneygo_secret_writes_total`, `moneygo_status_writes_total`, `moneygo_reconcile_total` | `Ok`; `Conflict` (409: the object has changed meanwhile), `NotFound`, `Refused` (RBAC, quota, admission, validation), `ApiError` (any other answer), `Timeout` (none in time), `Unreachable` |
 ";
 
 /// The document: its path in the checkout and its text.

@@ -61,7 +61,7 @@
 {{- if gt (printf "%s-%s" (include "moneygo-operator.leaseName" $) $name | len) 253 }}
 {{- fail (printf "leaderElection.leaseName is too long: with -%s behind it it would have more than 253 characters" $name) }}
 {{- end }}
-{{- with $.Values.serviceAccount.name }}
+{{- with and $.Values.serviceAccount.create $.Values.serviceAccount.name }}
 {{- if gt (printf "%s-%s" . $name | len) 253 }}
 {{- fail (printf "serviceAccount.name is too long: with -%s behind it it would have more than 253 characters" $name) }}
 {{- end }}

@@ -270,7 +270,9 @@ fn needs<'a>(operator: &'a Operator, namespace: &'a str) -> Vec<(Need, &'a str, 
     } else {
         needs.push((NAMESPACE_READ, namespace, Some(namespace)));
     }
-    needs.push((DIGEST_KEY, &operator.namespace, Some(DIGEST_KEY_SECRET)));
+    let own = operator.lease.as_ref().map_or(&operator.namespace, |lease| &lease.namespace);
+    needs.push((DIGEST_KEY, own, Some(DIGEST_KEY_SECRET)));
+    needs.push((Need::of("", "secrets", "create").minor(), own, None));
     if let Some(lease) = &operator.lease {
         needs.extend(ELECTION.map(|need| (need, lease.namespace.as_str(), Some(lease.name.as_str()))));
         if matches!(lease.held, Lookup::Missing) {
