@@ -109,7 +109,7 @@ impl ApiServer {
     }
 
     /// Writes a Secret: creates it where it carries no resource version, and else replaces exactly that version. Returns its
-    /// metadata as they are now. It may take so long.
+    /// metadata as they are now. `within` is how long the API server may take for it.
     ///
     /// # Errors
     /// [`Error::is_conflict`] where it is there already or is another version, [`Error::is_not_found`] where it is gone.
@@ -119,7 +119,7 @@ impl ApiServer {
         let request = Request::new(Secret::url_path(&(), Some(namespace)));
         let replaces = secret.metadata.resource_version.is_some();
         let doing = if replaces { "replace a Secret" } else { "create a Secret" };
-        let json = serde_json::to_vec(secret).map_err(|error| Error::of(doing, &kube::Error::SerdeError(error)))?;
+        let json = body_of(doing, secret)?;
         let params = post_params();
         let request = if replaces { request.replace(name, &params, json) } else { request.create(&params, json) };
         // The data comes back, too, and is left where it is.
@@ -134,7 +134,7 @@ impl ApiServer {
     /// As [`ApiServer::write_secret`].
     pub async fn write_status(&self, namespace: &str, name: &str, object: &impl Serialize) -> Result<Version, Error> {
         let doing = "write a status";
-        let json = serde_json::to_vec(object).map_err(|error| Error::of(doing, &kube::Error::SerdeError(error)))?;
+        let json = body_of(doing, object)?;
         let request = Request::new(MoneyGoCredential::url_path(&(), Some(namespace)));
         let request = request.replace_subresource("status", name, &post_params(), json);
         let written: Versioned = self.send(CALL_TIMEOUT, doing, request).await?;
@@ -185,6 +185,10 @@ impl ApiServer {
             Err(error) => Err(error),
         }
     }
+}
+
+fn body_of(doing: &'static str, object: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(object).map_err(|error| Error::of(doing, &kube::Error::SerdeError(error)))
 }
 
 fn post_params() -> PostParams {

@@ -170,7 +170,7 @@ impl Context {
 
     /// What was not answered in time is waited for the next time; but a living token must leave time for another attempt.
     fn write_within(&self, o: &Observed) -> Duration {
-        if !self.shared.memories.of(&key_of(&o.owner), &o.owner.uid).slow_writes {
+        if !self.remember(&o.owner, |memory| memory.slow_writes) {
             return CALL_TIMEOUT;
         }
         let left = o.target.life().map(|life| life.expires_at.duration_since(self.now()));

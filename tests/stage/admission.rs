@@ -47,23 +47,25 @@ impl Stage {
     /// From here on the API server calls a webhook before it writes a Secret of the stage with all of these labels, and writes none where it
     /// is not answered. Returns once that is so.
     pub async fn call_for_secrets(&self, labels: Value, backend: &Backend) {
-        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
-        self.call_for(rule, json!({"matchLabels": labels}), backend, "Fail").await;
-        let trial = json!({"metadata": {"name": "trial", "labels": labels}});
-        self.until_secret_refused(&serde_json::from_value(trial).unwrap()).await;
+        let trial = self.call_for_labelled(labels, backend, "Fail").await;
+        self.until_secret_refused(&trial).await;
     }
 
     /// The same, but the API server writes it where the webhook has not answered for fifteen seconds. Returns once it waits.
     pub async fn wait_for_secrets(&self, labels: Value, backend: &Backend) {
-        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
-        self.call_for(rule, json!({"matchLabels": labels}), backend, "Ignore").await;
-        let trial = json!({"metadata": {"name": "trial", "labels": labels}});
-        let (trial, dry) =
-            (serde_json::from_value(trial).unwrap(), PostParams { dry_run: true, ..PostParams::default() });
+        let trial = self.call_for_labelled(labels, backend, "Ignore").await;
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
         let secrets = self.secrets();
         let waits =
             async { while tokio::time::timeout(WITHOUT_WEBHOOKS, secrets.create(&dry, &trial)).await.is_ok() {} };
         tokio::time::timeout(SOON, waits).await.expect("the webhook is called");
+    }
+
+    /// Returns such a Secret.
+    async fn call_for_labelled(&self, labels: Value, backend: &Backend, failure_policy: &str) -> Secret {
+        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
+        self.call_for(rule, json!({"matchLabels": labels}), backend, failure_policy).await;
+        serde_json::from_value(json!({"metadata": {"name": "trial", "labels": labels}})).unwrap()
     }
 
     /// The same before it writes the status of any object of the stage, of which `trial` is one.

@@ -241,12 +241,12 @@ impl Walk<'_> {
         let (status, now) = (self.status(), self.facts.now);
         let is_ending = self.facts.object.metadata.deletion_timestamp.is_some();
         let is_explained = findings.iter().any(|finding| finding.severity == Severity::Error);
-        let has_ended = status.expires_at.is_some_and(|at| at <= now);
-        if !self.has_token() && !is_ending && !is_explained && !has_ended {
+        let ended_at = status.expires_at.filter(|at| *at <= now);
+        if !self.has_token() && !is_ending && !is_explained && ended_at.is_none() {
             findings.push(pending(&status));
         }
         let refresh = format!("kubectl moneygo refresh -n {} {}", self.namespace, self.name);
-        if let Some(at) = status.expires_at.filter(|at| *at <= now) {
+        if let Some(at) = ended_at {
             findings.push(Finding::new(
                 Severity::Error,
                 Cause::TokenExpired,
