@@ -1,9 +1,10 @@
 //! The HTTP server of probes and metrics.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::exposition::{Format, classic};
 use super::{Metrics, Probes, objects};
 
-/// Connections served at once; more wait to be accepted.
+/// Connections served at once. Who comes then takes the place of whoever has been silent the longest; where nobody is, it waits to be accepted.
 const CONNECTIONS_MAX: usize = 64;
 /// From accepting a connection until its request's headers are there.
 const HEADER_READ_LIMIT: Duration = Duration::from_secs(2);
@@ -46,17 +47,21 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// and a limit on everything a client can hold on to.
 pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
     let (slots, scrapes) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Arc::new(Semaphore::new(SCRAPES_MAX)));
-    let connections = TaskTracker::new();
+    let (connections, mut silent) = (TaskTracker::new(), Silent::default());
     let accepting = async {
         loop {
+            let stream = accept(&listener).await;
+            if slots.available_permits() == 0 {
+                silent.close_oldest();
+            }
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
                 return;
             };
-            let stream = accept(&listener).await;
-            let (probes, metrics, stop) = (Arc::clone(&probes), Arc::clone(&metrics), shutdown.clone());
+            let (probes, metrics, connection) = (Arc::clone(&probes), Arc::clone(&metrics), silent.add(&shutdown));
             let scrapes = Arc::clone(&scrapes);
             connections.spawn(async move {
-                stop.run_until_cancelled(serve_connection(stream, &probes, &metrics, &scrapes)).await;
+                let stop = connection.stop.clone();
+                stop.run_until_cancelled(serve_connection(stream, &connection, &probes, &metrics, &scrapes)).await;
                 drop(slot);
             });
         }
@@ -64,6 +69,36 @@ pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metr
     shutdown.run_until_cancelled(accepting).await;
     connections.close();
     connections.wait().await;
+}
+
+/// What the accepting and the serving side know of a connection.
+struct Connection {
+    stop: CancellationToken,
+    /// Whether a request has come by it.
+    has_asked: AtomicBool,
+}
+
+/// Connections that no request has come by when they were last looked at, the oldest first. Whoever can reach the port could keep all places otherwise,
+/// and the probes from theirs, without a word.
+#[derive(Default)]
+struct Silent(VecDeque<Weak<Connection>>);
+
+impl Silent {
+    fn add(&mut self, shutdown: &CancellationToken) -> Arc<Connection> {
+        let connection = Arc::new(Connection { stop: shutdown.child_token(), has_asked: AtomicBool::new(false) });
+        // Those that are over, or have asked, are dropped here: there are never more than there are places.
+        self.0.retain(|other| other.upgrade().is_some_and(|other| !other.has_asked.load(Ordering::Relaxed)));
+        self.0.push_back(Arc::downgrade(&connection));
+        connection
+    }
+
+    fn close_oldest(&mut self) {
+        while let Some(connection) = self.0.pop_front() {
+            if let Some(connection) = connection.upgrade().filter(|other| !other.has_asked.load(Ordering::Relaxed)) {
+                return connection.stop.cancel();
+            }
+        }
+    }
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -78,26 +113,33 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-async fn serve_connection(stream: TcpStream, probes: &Probes, metrics: &Arc<Metrics>, scrapes: &Arc<Semaphore>) {
+async fn serve_connection(
+    stream: TcpStream,
+    connection: &Connection,
+    probes: &Probes,
+    metrics: &Arc<Metrics>,
+    scrapes: &Arc<Semaphore>,
+) {
     let is_scrape = AtomicBool::new(false);
     let service = service_fn(async |request: Request<Incoming>| {
+        connection.has_asked.store(true, Ordering::Relaxed);
         let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let format = Format::accepted(accept);
         let turn = (request.uri().path() == METRICS).then(|| Arc::clone(scrapes).try_acquire_owned().ok()).flatten();
         is_scrape.store(turn.is_some(), Ordering::Relaxed);
         Ok::<_, Infallible>(respond(request.method(), request.uri().path(), format, probes, metrics, turn))
     });
-    let connection = hyper::server::conn::http1::Builder::new()
+    let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_LIMIT)
         .max_buf_size(REQUEST_BYTES_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
+    let mut serving = pin!(serving);
     // What a client gets wrong, or that it left, is of no interest to anyone.
-    let is_over = time::timeout(CONNECTION_LIMIT, &mut connection).await.is_ok();
+    let is_over = time::timeout(CONNECTION_LIMIT, &mut serving).await.is_ok();
     if !is_over && is_scrape.load(Ordering::Relaxed) {
-        drop(time::timeout(SCRAPE_LIMIT, connection).await);
+        drop(time::timeout(SCRAPE_LIMIT, serving).await);
     }
 }
 
@@ -243,15 +285,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_connections_hold_no_slot_for_ever_and_no_shutdown() {
+    async fn silent_connections_give_way_and_hold_no_shutdown() {
+        const ROUNDS: usize = 6;
         let server = Server::start().await;
-        let mut idle = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            idle.push(TcpStream::connect(server.address).await.unwrap());
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX * ROUNDS {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
         }
-        assert!(server.get("/healthz").await.starts_with("HTTP/1.1 200"), "served once the idle ones were cut off");
-        let held = TcpStream::connect(server.address).await.unwrap();
+        let started = time::Instant::now();
+        assert!(server.get("/healthz").await.starts_with("HTTP/1.1 200"));
+        let if_each_were_waited_for = HEADER_READ_LIMIT * u32::try_from(ROUNDS).unwrap();
+        assert!(started.elapsed() < if_each_were_waited_for / 2, "{:?}", started.elapsed());
         server.stop().await;
-        drop(held);
+        drop(silent);
+    }
+
+    #[test]
+    fn the_oldest_that_has_not_asked_gives_way() {
+        let (mut silent, shutdown) = (Silent::default(), CancellationToken::new());
+        let mut connections: Vec<_> = (0..5).map(|_| silent.add(&shutdown)).collect();
+        let is_over = connections.remove(0);
+        drop(is_over);
+        connections[0].has_asked.store(true, Ordering::Relaxed);
+        silent.close_oldest();
+        silent.close_oldest();
+        let closed: Vec<_> = connections.iter().map(|connection| connection.stop.is_cancelled()).collect();
+        assert_eq!(closed, [false, true, true, false]);
+        silent.close_oldest();
+        silent.close_oldest();
+        assert!(!connections[0].stop.is_cancelled() && !shutdown.is_cancelled(), "who has asked is served");
     }
 }
