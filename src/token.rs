@@ -23,6 +23,7 @@ use std::{
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue};
 use hyper::body::Bytes;
 use reqwest::{Certificate, Client, ClientBuilder, Method, Request, Response, Url, redirect, retry};
+use rustls::CertificateError;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
@@ -365,6 +366,10 @@ fn classify(error: &(dyn Error + 'static)) -> Unavailability {
     let mut cause = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+            )) => return Unavailability::CertificateSignature,
             Some(rustls::Error::InvalidCertificate(_)) => return Unavailability::Certificate,
             Some(_) => return Unavailability::Tls,
             None => {}

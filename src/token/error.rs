@@ -158,6 +158,11 @@ pub enum Unavailability {
     /// Its certificate was not accepted.
     #[error("its certificate is not trusted, not valid now or for another name: check --token-url and --token-ca-file")]
     Certificate,
+    /// A signature in its certificates is of a kind that this program cannot check.
+    #[error(
+        "its certificate, or that of an authority above it, is signed in a way that is not supported, as ECDSA with SHA-512 or P-521: have it signed with RSA, or ECDSA with P-256 and SHA-256 or P-384 and SHA-384"
+    )]
+    CertificateSignature,
     /// The TLS handshake or the TLS stream failed otherwise.
     #[error("TLS failed: check that --token-url names an https server")]
     Tls,

@@ -896,6 +896,22 @@ async fn trusts_the_given_authority_and_no_other() {
     assert_eq!(outcome(exchange_over_tls(&ca, "token.example", &ca).await), untrusted);
 }
 
+#[test]
+fn tells_a_signature_that_cannot_be_checked_from_a_certificate_that_is_not_trusted() {
+    let cause = |error| classify(&rustls::Error::InvalidCertificate(error));
+    let unknown = CertificateError::UnsupportedSignatureAlgorithmContext {
+        signature_algorithm_id: b"ecdsa-with-SHA512".to_vec(),
+        supported_algorithms: Vec::new(),
+    };
+    assert_eq!(cause(unknown), Unavailability::CertificateSignature);
+    let other_key = CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext {
+        signature_algorithm_id: b"ecdsa-with-SHA256".to_vec(),
+        public_key_algorithm_id: b"P-521".to_vec(),
+    };
+    assert_eq!(cause(other_key), Unavailability::CertificateSignature);
+    assert_eq!(cause(CertificateError::UnknownIssuer), Unavailability::Certificate);
+}
+
 #[tokio::test]
 async fn tells_https_to_a_server_without_tls() {
     let (listener, url) = listen().await;
