@@ -239,9 +239,16 @@ fn soon(cluster: &str) -> Value {
         alert
     };
     let mut alerts = json!({});
-    for name in
-        ["tokenExpired", "credentialsRejected", "notReady", "endpointFailing", "throttled", "noLeader", "absent"]
-    {
+    for name in [
+        "tokenExpired",
+        "credentialsRejected",
+        "notReady",
+        "endpointFailing",
+        "throttled",
+        "watchFailing",
+        "noLeader",
+        "absent",
+    ] {
         alerts[name] = alert(json!({}));
     }
     alerts["refreshOverdue"] = alert(json!({"threshold": 0.1}));
@@ -259,17 +266,20 @@ fn target(operator: &mut Operator<'_>, cluster: Option<&str>) -> Target {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
-    let stages = tokio::join!(Stage::new("tokens"), Stage::new("endpoint"), Stage::new("lease"));
+    let stages = tokio::join!(Stage::new("tokens"), Stage::new("endpoint"), Stage::new("lease"), Stage::new("watches"));
     let installations = [
         Installation { cluster: "tokens", stage: &stages.0 },
         Installation { cluster: "endpoint", stage: &stages.1 },
         Installation { cluster: "lease", stage: &stages.2 },
+        Installation { cluster: "watches", stage: &stages.3 },
     ];
-    let [tokens, endpoint, lease] = &installations;
+    let [tokens, endpoint, lease, watches] = &installations;
     let rules: Vec<_> = installations.iter().map(|it| rules_soon(it.cluster)).collect();
     let mut of_tokens = tokens.stage.operator().start().await;
     let mut of_endpoint = endpoint.stage.operator().start().await;
     let mut of_lease = lease.stage.operator().flag("--leader-elect").flag(LEASE).start().await;
+    watches.stage.shut_out(&watches.stage.user).await;
+    let mut of_watches = watches.stage.operator().spawn();
     for name in ["one", "other"] {
         endpoint.stage.subscribe(name, json!({})).await;
         endpoint.stage.ready(name).await;
@@ -277,8 +287,10 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
     let _ = until(&mut of_lease, "it leads", |text| text.contains("\nmoneygo_leader 1\n")).await;
 
     let server = Server::start(tokens.stage.plane, &rules).await;
+    let of_watches_target = target(&mut of_watches, Some("watches"));
     let with_endpoint = |of_tokens: &mut Operator<'_>, of_lease: &mut Operator<'_>, more: Option<Target>| {
         let always = [
+            of_watches_target.clone(),
             target(of_tokens, Some("tokens")),
             // The same without the label, as most Prometheus servers scrape it.
             target(of_tokens, None),
@@ -289,7 +301,7 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
     let scraped = target(&mut of_endpoint, Some("endpoint"));
     with_endpoint(&mut of_tokens, &mut of_lease, Some(scraped));
     // Until it is scraped, it is absent.
-    has_rows(&server, "moneygo_leader == 1", 4).await;
+    has_rows(&server, "moneygo_leader == 1", 5).await;
     let watch = Watch::new();
     let following = watch.run(&server);
     let playing = async {
@@ -307,7 +319,8 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
         let tokens = async {
             tokio::join!(tokens_end(tokens, &watch), clients_are_wrong(tokens, &watch));
         };
-        let ((), again, ()) = tokio::join!(tokens, of_endpoint, nobody_leads(lease, &watch, &server));
+        let ((), again, (), ()) =
+            tokio::join!(tokens, of_endpoint, nobody_leads(lease, &watch, &server), nothing_is_shown(watches, &watch));
         again
     };
     let again = tokio::select! {
@@ -321,7 +334,7 @@ async fn every_alert_fires_and_resolves_and_every_panel_has_data() {
     }
     runbooks_ask_what_prometheus_understands(&server).await;
     drop(server);
-    for operator in [of_tokens, again, of_lease] {
+    for operator in [of_tokens, again, of_lease, of_watches] {
         operator.stop().await;
     }
 }
@@ -398,6 +411,13 @@ async fn nobody_leads(it: &Installation<'_>, watch: &Arc<Watch>, server: &Server
     it.stage.be_at_home(user, own, "moneygo-operator").await;
     watch.resolves("MoneyGoNoLeader", it.cluster, "").await;
     has_rows(server, &objects, 1).await;
+}
+
+/// The operator may not watch anything, until it may.
+async fn nothing_is_shown(it: &Installation<'_>, watch: &Arc<Watch>) {
+    watch.fires("MoneyGoWatchFailing", it.cluster, "").await;
+    it.stage.let_in(&it.stage.user).await;
+    watch.resolves("MoneyGoWatchFailing", it.cluster, "").await;
 }
 
 async fn has_rows(server: &Server, query: &str, wanted: usize) {

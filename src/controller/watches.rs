@@ -12,6 +12,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -37,7 +38,7 @@ impl Context {
     pub(super) async fn watch_objects(self: Arc<Self>, listed: oneshot::Sender<()>) {
         let Settings { client, label_selector, .. } = &self.shared.settings;
         let shown = watch::<Guarded>(client.clone(), self.namespace.as_deref(), label_selector.clone());
-        follow("MoneyGoCredentials", shown, listed, |event| {
+        follow(&self.followed("MoneyGoCredentials", "moneygocredentials"), shown, listed, |event| {
             let shown = match &event {
                 Event::Apply(object) => Some((ObjectKey::of(object), Version::of(object.meta()))),
                 _ => None,
@@ -97,12 +98,18 @@ impl Context {
     pub(super) async fn watch_secrets(self: Arc<Self>, listed: oneshot::Sender<()>) {
         let client = self.shared.settings.client.clone();
         let shown = watch::<SecretMeta>(client, self.namespace.as_deref(), None);
-        follow("Secrets", shown, listed, |event| self.call_all(self.caches.fold_secret(event))).await;
+        let what = self.followed("Secrets", "secrets");
+        follow(&what, shown, listed, |event| self.call_all(self.caches.fold_secret(event))).await;
     }
 
     pub(super) async fn watch_namespaces(self: Arc<Self>, listed: oneshot::Sender<()>) {
         let shown = watch::<PartialObjectMeta<Namespace>>(self.shared.settings.client.clone(), None, None);
-        follow("Namespaces", shown, listed, |event| self.call_all(self.caches.fold_namespace(&event))).await;
+        let what = self.followed("Namespaces", "namespaces");
+        follow(&what, shown, listed, |event| self.call_all(self.caches.fold_namespace(&event))).await;
+    }
+
+    fn followed(&self, what: &'static str, resource: &'static str) -> Followed {
+        Followed { what, failing: self.shared.settings.metrics.watches_failing(resource) }
     }
 
     pub(super) fn call_all(&self, keys: impl IntoIterator<Item = ObjectKey>) {
@@ -195,9 +202,28 @@ fn backoff() -> WatchBackoff {
     WatchBackoff { wait: WATCH_RETRY_FIRST, failed_at: None }
 }
 
+/// What a watch shows, in words, and how many such watches fail.
+pub(super) struct Followed {
+    what: &'static str,
+    failing: Gauge,
+}
+
+impl Followed {
+    fn fails(&self, error: &watcher::Error) {
+        self.failing.inc();
+        let hint = if is_unknown_kind(error) { ": is the CRD installed?" } else { "" };
+        tracing::warn!(what = self.what, error = watch_failure(error), "the watch fails, and is tried again{hint}");
+    }
+
+    fn is_back(&self) {
+        self.failing.dec();
+        tracing::info!(what = self.what, "the watch is back");
+    }
+}
+
 /// Hands on what a watch shows, and says once when it fails and once when it is back. Tells `listed` of the first whole list, once that is handed on.
 pub(super) async fn follow<K>(
-    what: &str,
+    watch: &Followed,
     shown: impl Stream<Item = Result<Shown<K>, watcher::Error>>,
     listed: oneshot::Sender<()>,
     mut fold: impl FnMut(Event<K>),
@@ -216,7 +242,7 @@ pub(super) async fn follow<K>(
         };
         let Ok(next) = next.await else {
             failing = false;
-            tracing::info!(what, "the watch is back");
+            watch.is_back();
             continue;
         };
         let Some(next) = next else { return };
@@ -226,7 +252,7 @@ pub(super) async fn follow<K>(
             Ok(Shown::Event(event)) => {
                 // A list says nothing of the watch behind it.
                 if matches!(event, Event::Apply(_) | Event::Delete(_)) && std::mem::take(&mut failing) {
-                    tracing::info!(what, "the watch is back");
+                    watch.is_back();
                 }
                 let is_whole = matches!(event, Event::InitDone);
                 fold(event);
@@ -237,8 +263,7 @@ pub(super) async fn follow<K>(
             Err(error) => {
                 open_since = None;
                 if !std::mem::replace(&mut failing, true) {
-                    let hint = if is_unknown_kind(&error) { ": is the CRD installed?" } else { "" };
-                    tracing::warn!(what, error = watch_failure(&error), "the watch fails, and is tried again{hint}");
+                    watch.fails(&error);
                 }
             }
         }
@@ -441,8 +466,10 @@ mod tests {
         ] {
             let shown = futures::stream::iter(shown).chain(futures::stream::pending());
             let (listed, _listed) = oneshot::channel();
-            let following = follow("Secrets", shown, listed, |_: Event<SecretMeta>| {});
+            let watch = Followed { what: "Secrets", failing: Gauge::default() };
+            let following = follow(&watch, shown, listed, |_: Event<SecretMeta>| {});
             let _ = tokio::time::timeout(WATCH_LASTS, following).await;
+            assert_eq!(watch.failing.get(), i64::try_from(failed - back).unwrap());
             let text = String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
             assert_eq!(text.matches("the watch fails").count(), failed, "{text}");
             assert_eq!(text.matches("the watch is back").count(), back, "{text}");

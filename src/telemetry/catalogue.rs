@@ -110,6 +110,8 @@ catalogue! {
         "Looks at an object, by what came of them. Most make no request at all";
     RECONCILE_DURATION = Histogram "moneygo_reconcile_duration_seconds", "seconds", [],
         "How long looks at an object took, with all requests that they made";
+    WATCHES_FAILING = Gauge "moneygo_watches_failing", "", ["resource"],
+        "Watches of a resource, one for the cluster or for each watched namespace, that show nothing at present, as they fail";
     LEADER = Gauge "moneygo_leader", "", [],
         "1 while this replica leads, or there is no election; else 0";
     BUILD = Info "moneygo_build_info", "", ["version"],

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Metric, Registry};
 use super::catalogue::{
     BUILD, Described, LEADER, RECONCILE_DURATION, RECONCILES, SECRET_WRITES, STATUS_WRITES, TOKEN_ENDPOINT_UP,
     TOKEN_REQUEST_DURATION, TOKEN_REQUESTS, TOKEN_REQUESTS_LONGEST_WAIT, TOKEN_REQUESTS_UNDER_WAY,
-    TOKEN_REQUESTS_WAITING, TOKEN_RESULTS, write,
+    TOKEN_REQUESTS_WAITING, TOKEN_RESULTS, WATCHES_FAILING, write,
 };
 use super::process::Process;
 use crate::caches::Caches;
@@ -33,6 +33,11 @@ struct Outcome {
 
 type Outcomes = Family<Outcome, Counter>;
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Watched {
+    resource: &'static str,
+}
+
 /// The process's metrics. A `result` is a word of the code's own, never text from outside.
 #[derive(Debug)]
 pub struct Metrics {
@@ -43,6 +48,7 @@ pub struct Metrics {
     status_writes: Outcomes,
     reconciles: Outcomes,
     reconcile_duration_seconds: Histogram,
+    watches_failing: Family<Watched, Gauge>,
     leader: Gauge,
     queue: Queue,
     scopes: Scopes,
@@ -68,6 +74,7 @@ impl Metrics {
             status_writes: counted(api_results()),
             reconciles: counted(api_results()),
             reconcile_duration_seconds: Histogram::new(reconcile_buckets),
+            watches_failing: Family::default(),
             leader: Gauge::default(),
             queue: Queue::default(),
             scopes: Scopes::default(),
@@ -84,6 +91,7 @@ impl Metrics {
         self.register(&STATUS_WRITES, self.status_writes.clone());
         self.register(&RECONCILES, self.reconciles.clone());
         self.register(&RECONCILE_DURATION, self.reconcile_duration_seconds.clone());
+        self.register(&WATCHES_FAILING, self.watches_failing.clone());
         self.register(&LEADER, self.leader.clone());
         self.registry.register_collector(Box::new(self.queue.clone()));
         self.registry.register_collector(Box::new(Process));
@@ -113,6 +121,12 @@ impl Metrics {
     pub fn reconcile<T>(&self, result: &Result<T, Error>, seconds: f64) {
         count(&self.reconciles, result);
         self.reconcile_duration_seconds.observe(seconds);
+    }
+
+    /// How many watches of a resource, by its name in the API, fail at present.
+    #[must_use]
+    pub fn watches_failing(&self, resource: &'static str) -> Gauge {
+        self.watches_failing.get_or_create(&Watched { resource }).clone()
     }
 
     /// Shows whether this replica leads. The metrics of each object are those of a leader alone.
@@ -212,6 +226,7 @@ mod tests {
         metrics.secret_write::<()>(&Err(conflict));
         metrics.status_write(&Ok(()));
         metrics.reconcile(&Ok(()), 0.01);
+        metrics.watches_failing("secrets").inc();
         metrics.set_leader(true);
         metrics.show_queue(|| Load {
             waiting: 3,
@@ -240,6 +255,7 @@ mod tests {
             "moneygo_status_writes_total{result=\"Ok\"} 1",
             "moneygo_reconcile_total{result=\"Ok\"} 1",
             "moneygo_reconcile_duration_seconds_count 1",
+            "moneygo_watches_failing{resource=\"secrets\"} 1",
             "moneygo_leader 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} not in\n{text}");

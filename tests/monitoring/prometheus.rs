@@ -42,6 +42,7 @@ pub struct Server {
 }
 
 /// Where it scrapes, and the labels that it gives what it finds there.
+#[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,
     pub labels: Value,

@@ -179,6 +179,18 @@ labels:
     runbook_url: {{ include "moneygo-operator.runbook" (list $ "MoneyGoThrottled") }}
 {{- end }}
 {{- end }}
+{{- with $alerts.watchFailing }}
+{{- if .enabled }}
+- alert: MoneyGoWatchFailing
+  expr: |
+    max by (cluster, namespace, job, money_go_com_shard, resource) (moneygo_watches_failing{{ include "moneygo-operator.matchers" (list $ "") }}) > 0
+  {{- include "moneygo-operator.alertHead" (list $ "MoneyGoWatchFailing" .) | trim | nindent 2 }}
+  annotations:
+    summary: "The Money-Go operator is not shown what changes"
+    description: {{ "A replica of the operator in {{ $labels.namespace }} cannot watch {{ $labels.resource }}. What is made, changed or deleted meanwhile goes unnoticed; and if it began since, it refreshes no token." | quote }}
+    runbook_url: {{ include "moneygo-operator.runbook" (list $ "MoneyGoWatchFailing") }}
+{{- end }}
+{{- end }}
 {{- with $alerts.noLeader }}
 {{- if .enabled }}
 - alert: MoneyGoNoLeader
