@@ -344,7 +344,7 @@ pub struct Folded {
 }
 
 impl Index {
-    /// Returns the object, and those that share its old or new target where that is new.
+    /// Returns the object, and those that share its old or new target where that is new, or where its spec is.
     fn put(&mut self, key: &ObjectKey, object: &Guarded) -> Vec<ObjectKey> {
         let Some(packed) = Packed::new(object) else { return Vec::new() };
         // The copies that the tables have already are those that are kept, and returned to be kept elsewhere.
@@ -354,7 +354,10 @@ impl Index {
         let names = Names::of(&key, object);
         let mut touched = vec![key.clone()];
         let names = match before {
-            Some(old) if old == names => old,
+            Some(old) if old == names => {
+                touched.extend(self.rivals_of_edited(&key, &names, object));
+                old
+            }
             before => {
                 touched.extend(before.iter().flat_map(|old| self.unlink(&key, old)));
                 touched.extend(self.link(&key, &names));
@@ -381,6 +384,15 @@ impl Index {
         let contenders = names.target.iter().flat_map(|target| self.naming(target));
         let sharing = names.credentials.iter().flat_map(|credentials| self.newly_shared(credentials));
         contenders.chain(sharing).collect()
+    }
+
+    /// Those that share its target, where another spec of it came: an object that works no more holds its target no more.
+    fn rivals_of_edited(&self, key: &ObjectKey, names: &Names, object: &Guarded) -> Vec<ObjectKey> {
+        let naming = names.target.as_ref().and_then(|target| self.by_secret.get(target));
+        let Some(naming) = naming.filter(|naming| naming.len() > 1) else { return Vec::new() };
+        let before = self.objects.get(key).and_then(|kept| kept.object.value::<Unpacked>()).map(Guarded::from);
+        let is_edited = before.is_none_or(|before| before.meta().generation != object.meta().generation);
+        if is_edited { naming.clone() } else { Vec::new() }
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Vec<ObjectKey> {

@@ -133,8 +133,9 @@ impl Guarded {
 
 impl From<Sent> for Guarded {
     fn from(Sent { metadata, spec, status }: Sent) -> Self {
-        let status = status.map_or(Some(None), |status| status.read().map(Some));
-        let body = spec.read().zip(status).map(|(spec, status)| Body { spec, status });
+        // A status that somebody made unreadable is as good as none: the target tells what was in it, and the next report takes its place.
+        let status = status.and_then(Lenient::read);
+        let body = spec.read().map(|spec| Body { spec, status });
         Self { metadata: metadata.into(), body }
     }
 }
