@@ -242,6 +242,19 @@ impl Report {
     pub fn status(&self, before: &MoneyGoCredentialStatus, now: Timestamp) -> MoneyGoCredentialStatus {
         let failure = self.failure.as_ref();
         let condition = |kind, verdict| self.condition(before, kind, verdict, now);
+        let own = [
+            condition(ConditionType::Ready, &self.ready),
+            condition(ConditionType::Refreshed, &self.refreshed),
+            condition(ConditionType::Stalled, &self.stalled),
+        ];
+        // The list is one for all who have something to say, each with types of its own, in whatever order.
+        let mut conditions = before.conditions.clone();
+        for own in own {
+            match conditions.iter_mut().find(|said| said.type_ == own.type_) {
+                Some(said) => *said = own,
+                None => conditions.push(own),
+            }
+        }
         MoneyGoCredentialStatus {
             observed_generation: self.generation,
             target_name: self.target_name.clone(),
@@ -256,11 +269,7 @@ impl Report {
                 resource_version: version.resource_version.clone(),
             }),
             last_handled_refresh: self.refresh_handled.clone(),
-            conditions: vec![
-                condition(ConditionType::Ready, &self.ready),
-                condition(ConditionType::Refreshed, &self.refreshed),
-                condition(ConditionType::Stalled, &self.stalled),
-            ],
+            conditions,
         }
     }
 
@@ -307,10 +316,11 @@ pub fn unreadable(mut object: DynamicObject, now: Timestamp) -> DynamicObject {
         (ConditionType::Stalled, State::True),
     ];
     let whole_seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let conditions: Vec<Condition> = said
-        .into_iter()
-        .map(|(kind, state)| new_condition(kind, &verdict(state), generation, Time(whole_seconds)))
-        .collect();
+    let own = said.map(|(kind, state)| new_condition(kind, &verdict(state), generation, Time(whole_seconds)));
+    let told = object.data.pointer("/status/conditions").and_then(Value::as_array);
+    let is_ours = |told: &Value| own.iter().any(|own| told["type"] == *own.type_);
+    let others = told.into_iter().flatten().filter(|told| told["type"].is_string() && !is_ours(told)).cloned();
+    let conditions: Vec<Value> = own.iter().map(|own| json!(own)).chain(others).collect();
     let mut status = object.data.get("status").and_then(Value::as_object).cloned().unwrap_or_default();
     status.insert("observedGeneration".to_owned(), json!(generation));
     status.insert("conditions".to_owned(), json!(conditions));

@@ -65,6 +65,18 @@ fn every_condition_is_there_with_the_generation_that_it_is_about() {
 }
 
 #[test]
+fn the_conditions_of_others_stay() {
+    let mut before = well().status(&blank(), now());
+    let theirs = Condition { type_: "Audited".to_owned(), ..before.conditions[0].clone() };
+    before.conditions.insert(0, theirs.clone());
+    let after = failing().status(&before, now());
+    let types: Vec<_> = after.conditions.iter().map(|one| one.type_.as_str()).collect();
+    assert_eq!(types, ["Audited", "Ready", "Refreshed", "Stalled"]);
+    assert_eq!(after.conditions[0], theirs);
+    assert_eq!(failing().status(&after, now()).conditions, after.conditions);
+}
+
+#[test]
 fn a_transition_is_a_change_of_the_status_and_of_nothing_else() {
     let later = now() + SignedDuration::from_mins(1);
     let first = well().status(&blank(), now());
@@ -188,6 +200,11 @@ fn an_object_that_cannot_be_read_is_told_once_for_each_generation() {
     let told: Vec<_> = read.conditions.iter().map(|one| (one.type_.as_str(), one.status.as_str())).collect();
     assert_eq!(told, [("Ready", "False"), ("Refreshed", "False"), ("Stalled", "True")]);
     assert!(read.conditions.iter().all(|one| one.reason == "InvalidSpec" && one.observed_generation == Some(3)));
+    let theirs = json!({"type": "Audited", "status": "True"});
+    let again = json!({"apiVersion": "v1", "kind": "K", "metadata": {}, "status": {"conditions": [theirs, {"type": "Ready"}, 7]}});
+    let again = serde_json::to_value(unreadable(serde_json::from_value(again).unwrap(), now())).unwrap();
+    assert_eq!(again["status"]["conditions"].as_array().unwrap().len(), 4);
+    assert_eq!(again["status"]["conditions"][3], theirs, "what others say stays");
     for other in
         [json!(null), json!({}), json!({"conditions": "x"}), json!({"conditions": [1, {"type": "Ready"}]}), json!([])]
     {
