@@ -94,9 +94,9 @@ const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Who is tried again after so long has failed several times.
-const UNREAD_FOR_LONG: Duration = Duration::from_secs(10);
-/// Between two looks at those that could not be read for long: of thousands, each is tried the less often.
-const BETWEEN_UNREAD: Duration = Duration::from_millis(5);
+const FAILING_FOR_LONG: Duration = Duration::from_secs(10);
+/// Between two looks at those with which the API server has failed for long: of thousands, each is tried the less often.
+const BETWEEN_FAILING: Duration = Duration::from_millis(5);
 /// If a plan is older than this, a clock was set since it was made.
 const SLOWEST_PASS: SignedDuration = SignedDuration::from_secs(30);
 /// By how much the clocks may drift apart between two heartbeats before it is a jump.
@@ -149,8 +149,8 @@ struct Shared {
     digest_key: RwLock<Option<DigestKey>>,
     /// It is the one that all replicas have.
     has_stored_digest_key: AtomicBool,
-    /// Those that could not be read for long.
-    unread: Mutex<Retries>,
+    /// Those with which the API server has failed for long.
+    retries: Mutex<Retries>,
     /// The clocks as they were compared last.
     beat: Mutex<(Timestamp, Moment)>,
 }
@@ -224,9 +224,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     let beat = Mutex::new((settings.clock.now(), settings.clock.moment()));
     let api_server = ApiServer::new(settings.client.clone());
     let (memories, digest_key) = (Memories::default(), RwLock::new(None));
-    let unread = Mutex::new(Retries::new(BETWEEN_UNREAD));
+    let retries = Mutex::new(Retries::new(BETWEEN_FAILING));
     let has_stored_digest_key = AtomicBool::new(settings.own_namespace.is_none());
-    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, has_stored_digest_key, unread, beat });
+    let shared = Arc::new(Shared { settings, api_server, memories, digest_key, has_stored_digest_key, retries, beat });
     let mut background = Background::default();
     // Before the first reconcile, so that a restart finds every digest known.
     match shutdown.run_until_cancelled(shared.fetch_digest_key()).await {
@@ -745,9 +745,10 @@ impl Context {
         let wait = schedule::next_pass(failures, end);
         // However many others wait, no living token is stepped over.
         let latest = end.map(schedule::latest_pass).into_iter().chain(due).min();
-        if wait >= UNREAD_FOR_LONG && self.shared.memories.of(key, &o.owner.uid).unread {
-            let mut unread = self.shared.unread.lock().unwrap_or_else(PoisonError::into_inner);
-            return unread.join(Instant::now(), wait, latest);
+        // A token that waits to be written stands behind nobody.
+        if wait >= FAILING_FOR_LONG && o.held.is_none() {
+            let mut retries = self.shared.retries.lock().unwrap_or_else(PoisonError::into_inner);
+            return retries.join(Instant::now(), wait, latest);
         }
         latest.map_or(wait, |latest| wait.min(latest))
     }

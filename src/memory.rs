@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::caches::ObjectKey;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::plan::Failed;
-use crate::schedule::Allowance;
+use crate::schedule::{Allowance, Undone};
 use crate::secret::{Issue, Version};
 use crate::token::AccessToken;
 
@@ -31,6 +31,8 @@ pub struct Attempt {
     pub refresh_requested: Option<String>,
     /// The target's version.
     pub target: Option<Version>,
+    /// When it failed, and the digest of the client's id and secret, where it was one for a token.
+    pub client: Option<(Timestamp, Box<str>)>,
 }
 
 /// What a line of the log, or an event, has told of before the status could.
@@ -40,6 +42,17 @@ pub enum Told {
     Token(Timestamp),
     /// An attempt failed for this reason.
     Failure(Reason),
+}
+
+/// A mend that was answered without what it had put there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UndoneMend {
+    /// How many there were in a row, as far as that delays the next.
+    pub pace: Undone,
+    /// The object's `metadata.generation`.
+    pub generation: Option<i64>,
+    /// The target as it was left.
+    pub target: Version,
 }
 
 /// What is remembered of one object.
@@ -53,6 +66,8 @@ pub struct Memory {
     pub changes: Allowance,
     /// For writes that put back what someone changed.
     pub mends: Allowance,
+    /// The last of them, where it did not hold.
+    pub undone: Option<Box<UndoneMend>>,
     /// The status that we wrote last, which the watch may not show yet.
     pub status: Option<(Version, MoneyGoCredentialStatus)>,
     /// A pass over the object is under way.
@@ -65,6 +80,8 @@ pub struct Memory {
     pub left: Option<Box<MoneyGoCredential>>,
     /// The last attempt that failed.
     pub attempt: Option<Attempt>,
+    /// When the next attempt would be due, where something changed that ends the wait for it.
+    pub hurried: Option<Timestamp>,
     /// How it failed, until the status tells of it: what the API server does not take must not be asked for again and again.
     pub untold: Option<Failed>,
     /// What need not be told once more when the status says it.
@@ -92,12 +109,14 @@ impl Memory {
             replacements: Allowance::of_unplanned_grants(),
             changes: Allowance::of_unplanned_grants(),
             mends: Allowance::of_mends(),
+            undone: None,
             status: None,
             passing: false,
             called: false,
             held: None,
             left: None,
             attempt: None,
+            hurried: None,
             untold: None,
             told: None,
             owner_refused_until: None,
@@ -115,6 +134,16 @@ impl Memory {
         (self.api_failures, self.told_of_failures, self.unread) = (0, false, false);
     }
 
+    /// When what someone changed may be put back next: `now` where that may be at once. Of another spec, or another target, nobody knows that it will not
+    /// hold.
+    #[must_use]
+    pub fn mend_at(&self, generation: Option<i64>, target: Option<&Version>, now: Timestamp) -> Timestamp {
+        let undone = self.undone.as_ref();
+        let undone = undone.filter(|undone| undone.generation == generation && Some(&undone.target) == target);
+        let next_at = undone.map_or(now, |undone| undone.pace.next_at(now));
+        self.mends.available_at(now).max(next_at)
+    }
+
     /// Whether there is nothing in it that another would not have.
     fn is_blank(&self) -> bool {
         let Self { uid, replacements, changes, mends, .. } = self;
@@ -123,6 +152,8 @@ impl Memory {
         let settled = self.status.is_none() && self.attempt.is_none() && self.untold.is_none() && self.told.is_none();
         let idle = !self.passing
             && self.held.is_none()
+            && self.undone.is_none()
+            && self.hurried.is_none()
             && self.waits_since.is_none()
             && self.api_failures == 0
             && !self.slow_writes

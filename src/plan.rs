@@ -39,6 +39,10 @@ pub struct Observed {
     pub status: MoneyGoCredentialStatus,
     /// How the last attempt failed, unless something changed since that may mend it.
     pub failure: Option<Failure>,
+    /// When the next attempt would be due, where something did that ends the wait for it.
+    pub hurried: Option<Timestamp>,
+    /// That something is no more than another version of the credentials Secret: a look may show that the client is the same.
+    pub may_stand: bool,
     /// This replica may start grants.
     pub leading: bool,
     /// Another object with the same target that comes first.
@@ -260,6 +264,11 @@ struct Obstacle {
 pub fn plan(o: &Observed) -> Plan {
     match decide(o) {
         Plan::Rest(report, _) if !o.live && tells_of_absence(&o.status, &report) => Plan::Look,
+        Plan::Rest(report, _) if is_told_immutable(o) && report.refreshed.reason != Reason::TargetImmutable => {
+            Plan::Look
+        }
+        // Nor is leave waited for to write what cannot be written.
+        Plan::LookToMint if is_told_immutable(o) => Plan::Look,
         plan => plan,
     }
 }
@@ -272,6 +281,13 @@ fn tells_of_absence(told: &MoneyGoCredentialStatus, report: &Report) -> bool {
         verdict.reason == Reason::CredentialsNotFound && !is_told
     };
     is_news(ConditionType::Ready, &report.ready) || is_news(ConditionType::Refreshed, &report.refreshed)
+}
+
+/// That a target can be written again only a look tells: its metadata do not say whether it is immutable.
+fn is_told_immutable(o: &Observed) -> bool {
+    let told = status::condition(&o.status, ConditionType::Refreshed);
+    let is_told = told.is_some_and(|told| told.reason == Reason::TargetImmutable.as_str());
+    is_told && !o.live && o.spec.is_ok() && !o.ending
 }
 
 fn decide(o: &Observed) -> Plan {
@@ -366,6 +382,9 @@ fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
         let is_over = o.failure.as_ref().is_some_and(|failure| !failure.holds_back(o.now));
         return if is_over && !o.live { Plan::Look } else { account(&without_what_is_over(o)) };
     }
+    if o.may_stand && !o.live {
+        return Plan::Look;
+    }
     let held_back = spec.suspend
         || is_immutable(o)
         || o.failure.as_ref().is_some_and(|failure| failure.holds_back(o.now))
@@ -376,12 +395,28 @@ fn plan_grant(o: &Observed, spec: &Resolved, cause: Cause) -> Plan {
     if o.live { Plan::Mint(cause) } else { Plan::LookToMint }
 }
 
+/// While the endpoint is down one asks for all, whatever it is that changed.
+fn hurried(o: &Observed) -> Option<Timestamp> {
+    o.hurried.filter(|due| *due > o.now && !o.outage)
+}
+
 fn allowed_at(o: &Observed, cause: Cause) -> Timestamp {
-    match cause.allowance() {
+    let of_cause = match cause.allowance() {
         Allowed::Always => o.now,
         Allowed::AsReplacement => o.replaced_at,
         Allowed::AsChange => o.changed_at,
-    }
+    };
+    // What comes of a change is not later than without it.
+    let of_haste = hurried(o).map_or(o.now, |due| due.min(o.changed_at));
+    of_cause.max(of_haste)
+}
+
+/// The allowances that a grant for it is taken from. Whoever makes one change after the other does not make an attempt that fails with each.
+#[must_use]
+pub fn allowances(o: &Observed, cause: Cause) -> [Allowed; 2] {
+    let of_cause = cause.allowance();
+    let is_another = hurried(o).is_some() && of_cause != Allowed::AsChange;
+    [of_cause, if is_another { Allowed::AsChange } else { Allowed::Always }]
 }
 
 /// Whether the target was found to take no writes any more.
@@ -403,6 +438,13 @@ fn mend(o: &Observed, spec: &Resolved, life: Life) -> Option<Plan> {
         Target::Read { .. } | Target::Missing => None,
         Target::Seen { .. } => Some(Plan::Look),
     }
+}
+
+/// Whether the target lacks something beside the token that it was just written with.
+#[must_use]
+pub fn is_undone(o: &Observed) -> bool {
+    let Ok(spec) = &o.spec else { return false };
+    token(o, spec).life().and_then(|life| mend(o, spec, life)).is_some()
 }
 
 /// Whether the credentials that are there are known to be those that the token was asked for with, so that a digest of
@@ -699,7 +741,7 @@ fn account_of(o: &Observed, asks: bool) -> Plan {
     let life = token.life();
     let failure = o.failure.clone().filter(|failure| {
         // A suspension ends attempts, but not the writing of a token that was issued before it.
-        obstacle.is_none() && (!is_suspended(o) || is_of_the_write(failure))
+        obstacle.is_none() && ((!is_suspended(o) && !is_immutable(o)) || is_of_the_write(failure))
     });
     let report = Report {
         generation: o.generation,
@@ -780,8 +822,10 @@ fn waits(o: &Observed, token: &Token) -> Option<Timestamp> {
     let life = token.life();
     let refresh_at = refresh_at(o, life);
     let retry_at = o.failure.as_ref().map(|failure| failure.next_attempt_at);
-    [refresh_at, retry_at, life.map(|life| life.expires_at), Some(o.replaced_at), Some(o.changed_at), Some(o.mend_at)]
+    let of_allowances = [o.replaced_at, o.changed_at, o.mend_at].map(Some);
+    [refresh_at, retry_at, o.hurried, life.map(|life| life.expires_at)]
         .into_iter()
+        .chain(of_allowances)
         .flatten()
         .filter(|at| *at > o.now)
         .min()
@@ -960,16 +1004,55 @@ pub struct Failed {
     pub credentials: Option<Version>,
 }
 
+/// What became other since the last attempt failed, beside the spec and the version of the credentials Secret.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Since {
+    /// The refresh request, or the target that could not be written.
+    pub changed: bool,
+    /// The client's id and secret are those of the attempt that failed then, whatever the Secret's version.
+    pub same_client: Option<Timestamp>,
+}
+
 /// The failure that the status tells of, or a later one that could not be told yet (`untold`), unless it no longer counts:
-/// the spec or the credentials are others since, `changed` says that something else is, or it was the endpoint's, which has come back since
+/// the spec or the credentials are others since, `since` says that something else is, or it was the endpoint's, which has come back since
 /// (`recovered_at`).
 #[must_use]
 pub fn standing_failure(
     o: &Observed,
     untold: Option<&Failed>,
-    changed: bool,
+    since: Since,
     recovered_at: Option<Timestamp>,
 ) -> Option<Failure> {
+    let Failed { failure, generation, credentials } = last_failure(o, untold)?;
+    let is_other = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
+    let others = is_other && since.same_client != Some(failure.at);
+    if since.changed || others || generation != o.generation || is_over(&failure, o.now, recovered_at) {
+        return None;
+    }
+    Some(Failure { next_attempt_at: next_attempt_after(&failure, o.now), ..failure })
+}
+
+/// When the next attempt would be due after one that failed, where something changed since that ends the wait for it; as `known`, or as the status tells.
+#[must_use]
+pub fn hurried_past(
+    o: &Observed,
+    untold: Option<&Failed>,
+    known: Option<Timestamp>,
+    recovered_at: Option<Timestamp>,
+) -> Option<Timestamp> {
+    if o.failure.is_some() || says_refreshed_of_this(o) {
+        return None;
+    }
+    let of_status = || {
+        let Failed { failure, .. } = last_failure(o, untold)?;
+        let is_of_a_grant = failure.is_of_an_attempt() && !is_of_the_write(&failure);
+        let due = next_attempt_after(&failure, o.now);
+        (is_of_a_grant && !is_over(&failure, o.now, recovered_at)).then_some(due)
+    };
+    known.or_else(of_status).filter(|due| *due > o.now)
+}
+
+fn last_failure(o: &Observed, untold: Option<&Failed>) -> Option<Failed> {
     let stored = match &o.target {
         Target::Read { found: Found::Token(life), .. } => Some(*life),
         Target::Seen { facts, trusted: true } => facts.marks.life,
@@ -977,7 +1060,9 @@ pub fn standing_failure(
     };
     // A token was written that the status does not know of: whoever wrote it died before it could say that the failure is over.
     let is_behind = stored.is_some_and(|life| o.status.issued_at.is_none_or(|told| told < life.issued_at));
-    let told = Failure::in_status(&o.status).filter(|_| !is_behind).map(|failure| Failed {
+    // What is told of an immutable target is no attempt's, though one may be counted beside it.
+    let told = Failure::in_status(&o.status).filter(|told| !is_behind && told.reason != Reason::TargetImmutable);
+    let told = told.map(|failure| Failed {
         failure,
         generation: o.status.observed_generation,
         credentials: observed_credentials(o),
@@ -986,18 +1071,28 @@ pub fn standing_failure(
     let untold =
         untold.filter(|failed| o.status.issued_at.is_none_or(|issued_at| issued_at <= failed.failure.at)).cloned();
     let is_credible = |failed: &Failed| schedule::is_credible_failure(failed.failure.at, o.now);
-    let Failed { failure, generation, credentials } =
-        told.into_iter().chain(untold).max_by_key(|failed| (is_credible(failed), failed.failure.at))?;
-    let others = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
-    // What was noted by a clock that was ahead is no recovery from what fails now.
-    let is_over = failure.reason == Reason::EndpointUnavailable
-        && recovered_at.is_some_and(|recovered| failure.at < recovered && recovered <= o.now);
-    if changed || others || is_over || generation != o.generation {
-        return None;
-    }
-    let credible = schedule::is_credible_attempt(failure.at, failure.next_attempt_at, o.now);
-    let next_attempt_at = if credible { failure.next_attempt_at } else { o.now };
-    Some(Failure { next_attempt_at, ..failure })
+    told.into_iter().chain(untold).max_by_key(|failed| (is_credible(failed), failed.failure.at))
+}
+
+/// What was noted by a clock that was ahead is no recovery from what fails now.
+fn is_over(failure: &Failure, now: Timestamp, recovered_at: Option<Timestamp>) -> bool {
+    failure.reason == Reason::EndpointUnavailable
+        && recovered_at.is_some_and(|recovered| failure.at < recovered && recovered <= now)
+}
+
+/// At once, where what is recorded cannot be our own.
+fn next_attempt_after(failure: &Failure, now: Timestamp) -> Timestamp {
+    let longest = match failure.reason {
+        Reason::RateLimited
+        | Reason::EndpointUnavailable
+        | Reason::BadResponse
+        | Reason::TargetForbidden
+        | Reason::SecretsUnavailable => schedule::LONGEST_RETRY_AFTER,
+        // A refusal may be behind what else the status tells.
+        _ => schedule::LONGEST_RETRY,
+    };
+    let is_credible = schedule::is_credible_attempt(failure.at, failure.next_attempt_at, longest, now);
+    if is_credible { failure.next_attempt_at } else { now }
 }
 
 #[cfg(test)]

@@ -14,8 +14,16 @@ pub const MIN_GRANT_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
 /// From this lifetime on, deadlines are whole seconds, which people read more easily. Shorter ones keep milliseconds.
 const WHOLE_SECONDS_FROM: SignedDuration = SignedDuration::from_secs(60);
 
-/// A failed attempt may wait this long at most, whatever its class: a later `nextAttemptAt` was not written by us.
+/// A failed attempt may wait this long at most, where only a person can mend it: a later `nextAttemptAt` was not written by us.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(6);
+
+/// The same for all others, which wait for longer than their class has it only where the endpoint asks for an hour at most (`Retry-After`); by a clock that
+/// may be another.
+pub const LONGEST_RETRY_AFTER: SignedDuration = SignedDuration::from_mins(61);
+
+/// How long a mend that did not hold is waited with: at first, and at most.
+const SHORTEST_UNDONE: SignedDuration = SignedDuration::from_secs(10);
+const LONGEST_UNDONE: SignedDuration = SignedDuration::from_mins(10);
 
 /// By how much the clocks of two replicas may differ: what seems to have happened later than that from now on was recorded
 /// with a clock that was wrong.
@@ -275,11 +283,41 @@ pub fn is_credible_failure(failed_at: Timestamp, now: Timestamp) -> bool {
     failed_at.duration_since(now) <= CLOCKS_DIFFER
 }
 
-/// Whether a stored `nextAttemptAt` can be our own: none that we write lies further ahead than the longest wait, nor is of a
+/// Whether a stored `nextAttemptAt` can be our own: none that we write lies further ahead than the `longest` wait, nor is of a
 /// failure that is still to come.
 #[must_use]
-pub fn is_credible_attempt(failed_at: Timestamp, next_attempt_at: Timestamp, now: Timestamp) -> bool {
-    is_credible_failure(failed_at, now) && next_attempt_at.duration_since(now) <= LONGEST_RETRY
+pub fn is_credible_attempt(
+    failed_at: Timestamp,
+    next_attempt_at: Timestamp,
+    longest: SignedDuration,
+    now: Timestamp,
+) -> bool {
+    is_credible_failure(failed_at, now) && next_attempt_at.duration_since(now) <= longest
+}
+
+/// Mends that were answered without what they had put there: something changes it on its way, an admission webhook for one, and would again.
+/// The next waits, twice as long each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Undone {
+    at: Timestamp,
+    wait: SignedDuration,
+}
+
+impl Undone {
+    /// One more, after `earlier`, if that was not long ago.
+    #[must_use]
+    pub fn once_more(earlier: Option<Self>, now: Timestamp) -> Self {
+        let earlier = earlier.filter(|earlier| now <= add(earlier.at, earlier.wait + LONGEST_UNDONE));
+        let wait = earlier.map_or(SHORTEST_UNDONE, |earlier| (earlier.wait * 2).min(LONGEST_UNDONE));
+        Self { at: now, wait }
+    }
+
+    /// The earliest moment for the next mend: `now` where it may be at once.
+    #[must_use]
+    pub fn next_at(self, now: Timestamp) -> Timestamp {
+        // A clock that was set back would otherwise add its jump.
+        if self.at <= now { add(self.at, self.wait).max(now) } else { now }
+    }
 }
 
 /// A small allowance that refills: `burst` at once, then one in each `interval`.
@@ -556,6 +594,29 @@ mod tests {
     }
 
     #[test]
+    fn a_mend_that_does_not_hold_waits_twice_as_long_each_time() {
+        let start = at("2026-01-01T00:00:00Z");
+        let (mut undone, mut waits) = (None, Vec::new());
+        for _ in 0..8 {
+            let next = Undone::once_more(undone, start);
+            waits.push(next.next_at(start).duration_since(start).as_secs());
+            undone = Some(next);
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 600, 600]);
+        let last = undone.unwrap();
+        let later = add(start, SignedDuration::from_mins(10));
+        assert_eq!(last.next_at(later), later);
+        let set_back = add(start, -SignedDuration::from_hours(1));
+        assert_eq!(last.next_at(set_back), set_back, "no wait grows by a jump of the clock");
+        let days_later = add(start, SignedDuration::from_hours(48));
+        assert_eq!(
+            Undone::once_more(undone, days_later),
+            Undone::once_more(None, days_later),
+            "that is another matter"
+        );
+    }
+
+    #[test]
     fn a_retry_never_waits_longer_than_its_share_of_what_is_left() {
         let now = at("2026-01-01T00:00:00Z");
         let next = |left_secs: i64, after: Option<u64>| {
@@ -578,8 +639,13 @@ mod tests {
     #[test]
     fn a_next_attempt_beyond_the_longest_wait_is_not_ours() {
         let now = at("2026-01-01T00:00:00Z");
-        assert!(is_credible_attempt(now, add(now, SignedDuration::from_hours(5)), now));
-        assert!(!is_credible_attempt(now, at("3000-01-01T00:00:00Z"), now));
+        let in_five_hours = add(now, SignedDuration::from_hours(5));
+        assert!(is_credible_attempt(now, in_five_hours, LONGEST_RETRY, now));
+        assert!(
+            !is_credible_attempt(now, in_five_hours, LONGEST_RETRY_AFTER, now),
+            "no endpoint is waited for so long"
+        );
+        assert!(!is_credible_attempt(now, at("3000-01-01T00:00:00Z"), LONGEST_RETRY, now));
     }
 
     #[test]
@@ -587,7 +653,7 @@ mod tests {
         let now = at("2026-01-01T00:00:00Z");
         let after = |failed_secs, next_secs| {
             let [failed, next] = [failed_secs, next_secs].map(|secs| add(now, SignedDuration::from_secs(secs)));
-            is_credible_attempt(failed, next, now)
+            is_credible_attempt(failed, next, LONGEST_RETRY, now)
         };
         assert!(after(-10, 5));
         assert!(after(7, 20), "another replica's clock may be ahead by seconds");

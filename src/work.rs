@@ -40,6 +40,9 @@ impl Action {
     }
 }
 
+/// Nobody waits longer for those before it that are tried again for long.
+const LONGEST_LINE: Duration = Duration::from_mins(2);
+
 /// Those that are tried again for long, one behind the other: of a few, each as often as it would be alone; of thousands, the less often.
 #[derive(Debug)]
 pub struct Retries {
@@ -57,7 +60,8 @@ impl Retries {
 
     /// Puts one behind the others. Returns how long it waits: not less than `wait`, and not more than `latest`, for which it takes no place.
     pub fn join(&mut self, now: Instant, wait: Duration, latest: Option<Duration>) -> Duration {
-        let behind = self.last.map_or(now, |last| last + self.between);
+        // Who joins anew has a place already, which is not known here: without a limit the last would wait for those that nobody waits for.
+        let behind = self.last.map_or(now, |last| last + self.between).min(now + wait + LONGEST_LINE);
         let at = behind.max(now + wait);
         if let Some(latest) = latest.filter(|latest| now + *latest < at) {
             return latest;
@@ -294,6 +298,9 @@ mod tests {
         assert_eq!(of_many.first(), Some(&millis(1000)));
         assert_eq!(of_many.last(), Some(&millis(1000 + 399 * 5)));
         // Who cannot wait for that long takes nobody's place.
+        let mut crowd = Retries::new(millis(5));
+        let of_crowd = (0..50_000).map(|_| crowd.join(now, millis(1000), None)).max().unwrap();
+        assert_eq!(of_crowd, millis(1000) + LONGEST_LINE, "nobody stands behind those that have joined anew for ever");
         assert_eq!(retries.join(now + millis(2000), millis(1000), Some(millis(1500))), millis(1500));
         assert_eq!(retries.join(now + millis(2000), millis(1000), Some(millis(9000))), millis(1000 + 400 * 5));
         assert_eq!(

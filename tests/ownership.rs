@@ -5,6 +5,7 @@
 mod stage;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -373,6 +374,49 @@ async fn two_objects_with_one_client_are_both_warned_of() {
     }
     let tokens: BTreeMap<_, _> = stage.moneygo.ledger().into_iter().map(|grant| (grant.token, grant.client)).collect();
     assert_eq!(tokens.len(), 2);
+    operator.stop().await;
+}
+
+/// Who wants another label, and changes each write on its way, is not written against again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_that_admission_sets_otherwise_is_not_put_back_without_end() {
+    let stage = Stage::new("labelled").await;
+    let operator = stage.operator().start().await;
+    stage.subscribe("payments", json!({"target": {"labels": {"team": "billing"}}})).await;
+    stage.ready("payments").await;
+    if !stage.label_targets("team", "everyone").await {
+        eprintln!("not tried: this API server has no MutatingAdmissionPolicy");
+        operator.stop().await;
+        return;
+    }
+    let mark = stage.mark();
+    stage.patch_secret("payments", json!({"metadata": {"labels": {"team": "mine"}}})).await;
+    let undone = async {
+        while !operator.log().contains("Undone") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, undone).await.expect("it is told");
+    // Another spec is another matter, and is tried at once.
+    stage.patch("payments", json!({"spec": {"target": {"annotations": {"example.com/note": "here"}}}})).await;
+    let annotated = |scene: &stage::Scene| {
+        scene
+            .secret("payments")
+            .is_some_and(|secret| secret.annotations().contains_key("example.com/note"))
+            .then_some(())
+    };
+    stage.until("the annotation is there", SOON, annotated).await;
+    // And what admission lets be is put back, when it is tried again.
+    stage.label_nothing().await;
+    let labelled = |scene: &stage::Scene| {
+        scene.secret("payments").is_some_and(|secret| secret.labels()["team"] == "billing").then_some(())
+    };
+    stage.until("the label is there", SOON, labelled).await;
+    let writes =
+        stage.requests(mark).into_iter().filter(|request| request.resource == "secrets" && request.verb == "update");
+    let writes = writes.count();
+    assert!((3..=6).contains(&writes), "{writes} writes");
+    assert_eq!(stage.grants_of("payments"), 1);
     operator.stop().await;
 }
 

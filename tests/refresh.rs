@@ -4,12 +4,13 @@
 
 mod stage;
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fake_moneygo::{Mode, Script, TokenState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
+use kube::api::{Patch, PatchParams};
 use moneygo_operator::crd::{MoneyGoCredential, MoneyGoCredentialStatus, annotation};
 use serde_json::{Value, json};
 use stage::{
@@ -184,6 +185,20 @@ async fn a_status_that_is_wiped_or_edited_is_put_back() {
     assert_eq!(stage.moneygo.request_count(), 1);
 }
 
+/// Kubernetes takes times that are past the last that can be read here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_cannot_be_read_is_written_anew() {
+    let stage = Stage::new("unreadable-status").await;
+    let (_operator, object) = settled(&stage, json!({})).await;
+    let edit = Patch::Merge(json!({"status": {"expiresAt": "9999-12-31T23:59:59Z"}}));
+    stage.any_credentials().patch_status("a", &PatchParams::default(), &edit).await.unwrap();
+    let is_newer = |found: &MoneyGoCredential| stage::is_newer(found, &object);
+    let read = |scene: &Scene| scene.credential("a").filter(is_ready).filter(is_newer);
+    let found = stage.until("it can be read again", SOON, read).await;
+    assert_eq!(status_of(&found).expires_at, status_of(&object).expires_at);
+    assert_eq!(stage.moneygo.request_count(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn annotations_that_are_stripped_or_edited_are_put_back() {
     let stage = Stage::new("marks").await;
@@ -315,6 +330,56 @@ async fn requests_in_a_row_have_a_small_allowance() {
 }
 
 // ---- where it fails ----
+
+/// An object without a token, whose client Money-Go does not know, which was found a moment ago.
+async fn refused(stage: &Stage) -> Operator<'_> {
+    stage.subscribe("a", json!({})).await;
+    stage.moneygo.set_secret("a", "another-secret-of-the-client");
+    let operator = stage.operator().start().await;
+    stage.says("a", "Ready", "False", "InvalidClient").await;
+    assert_eq!(stage.moneygo.request_count(), 1);
+    operator
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_client_is_not_asked_for_again_for_the_sake_of_a_label() {
+    let stage = Stage::new("refused").await;
+    let _operator = refused(&stage).await;
+    for number in 0..3 {
+        let labels = json!({"metadata": {"labels": {"number": number.to_string()}}});
+        let credentials = stage.patch_secret(&credentials_name("a"), labels).await;
+        stage
+            .until("the credentials were looked at", SOON, |scene| {
+                let seen = status_of(&scene.credential("a")?).observed_credentials?;
+                (Some(seen.resource_version) == credentials.resource_version()).then_some(())
+            })
+            .await;
+    }
+    stage.says("a", "Ready", "False", "InvalidClient").await;
+    assert_eq!(stage.moneygo.request_count(), 1);
+    stage.moneygo.set_secret("a", &client_secret_of("corrected"));
+    stage.client_secret(&credentials_name("a"), "a", &client_secret_of("corrected")).await;
+    stage.ready("a").await;
+    assert_eq!(stage.moneygo.request_count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_in_a_row_make_few_attempts_that_fail() {
+    let stage = Stage::setup("edits").moneygo(fake_moneygo::Builder::any_scope).open().await;
+    let _operator = refused(&stage).await;
+    let started = Instant::now();
+    for number in 0..12 {
+        let edited = stage.patch("a", json!({"spec": {"scope": format!("scope-{number}")}})).await;
+        stage
+            .until("the edit was looked at", SOON, |scene| {
+                (status_of(&scene.credential("a")?).observed_generation == edited.metadata.generation).then_some(())
+            })
+            .await;
+    }
+    let made = stage.moneygo.request_count() - 1;
+    let allowed = 4 + usize::try_from(started.elapsed().as_secs() / 10).unwrap();
+    assert_between(1, made, allowed);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_costs_one_grant() {

@@ -47,10 +47,14 @@ impl Context {
         if self.shared.settings.grants.is_too_late() {
             return Ok(Action::await_change());
         }
-        self.remember(&o.owner, |memory| match cause.allowance() {
-            Allowed::Always => {}
-            Allowed::AsReplacement => memory.replacements.take(self.now()),
-            Allowed::AsChange => memory.changes.take(self.now()),
+        self.remember(&o.owner, |memory| {
+            for allowed in plan::allowances(o, cause) {
+                match allowed {
+                    Allowed::Always => {}
+                    Allowed::AsReplacement => memory.replacements.take(self.now()),
+                    Allowed::AsChange => memory.changes.take(self.now()),
+                }
+            }
         });
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, reason = cause.as_str(), "asking for a token");
         let begun = self.shared.settings.clock.moment();
@@ -71,11 +75,11 @@ impl Context {
         // Just before it was sent, by the wall clock as it is now: it may have been set meanwhile.
         let asked_at = schedule::before(o.now, took);
         match answer {
-            Err((error, blame)) => self.attempt_failed(o, &error, blame).await,
+            Err((error, blame)) => self.attempt_failed(o, &error, blame, digest.as_deref()).await,
             Ok(grant) => {
                 let life = lived(asked_at, &grant, o, &sight, &spec);
                 if life.is_expired(o.now) {
-                    return self.came_too_late(o).await;
+                    return self.came_too_late(o, digest.as_deref()).await;
                 }
                 let issue = Issue {
                     life,
@@ -129,7 +133,7 @@ impl Context {
         o.held = Some(held_facts(&held, false));
         self.remember(&o.owner, |memory| {
             memory.held = Some(held);
-            memory.waits_since = None;
+            (memory.waits_since, memory.hurried) = (None, None);
         });
     }
 
@@ -229,6 +233,7 @@ impl Context {
         o: &mut Observed,
         error: &TokenError,
         blame: Blame,
+        client: Option<&str>,
     ) -> Result<Action, Error> {
         if blame == Blame::Outage {
             // Everyone waits for one probe: nothing is written of each.
@@ -245,14 +250,15 @@ impl Context {
         let retry_after = error.retry_after().or(soon);
         // Whoever fails in an outage goes on soon after it, though it be for a reason of its own that it failed first.
         let is_outage = self.shared.settings.grants.is_outage();
-        self.fail(o, failure_reason(error), error.to_string(), backoff(error, blame, is_outage), retry_after).await
+        let backoff = backoff(error, blame, is_outage);
+        self.fail(o, failure_reason(error), error.to_string(), backoff, retry_after, client).await
     }
 
     /// The token had less left than its answer took.
-    async fn came_too_late(&self, o: &mut Observed) -> Result<Action, Error> {
+    async fn came_too_late(&self, o: &mut Observed, client: Option<&str>) -> Result<Action, Error> {
         let message = "the token had expired when it came: its lifetime is shorter than the time that the answer took";
         let soon = is_at_its_end(o).then_some(LAST_SECOND);
-        self.fail(o, Reason::BadResponse, message.to_owned(), Backoff::Transient, soon).await
+        self.fail(o, Reason::BadResponse, message.to_owned(), Backoff::Transient, soon, client).await
     }
 
     /// Whether an attempt that failed is more than one more that failed the same way. To be asked before it is told: it is news once.
@@ -270,6 +276,7 @@ impl Context {
         message: String,
         backoff: Backoff,
         retry_after: Option<Duration>,
+        client: Option<&str>,
     ) -> Result<Action, Error> {
         let earlier = o.failure.as_ref().filter(|failure| failure.is_of_an_attempt());
         let attempts = earlier.map_or(1, |failure| failure.attempts.saturating_add(1));
@@ -293,10 +300,12 @@ impl Context {
             target: matches!(failure.reason, Reason::TargetForbidden)
                 .then(|| o.target.facts().map(|facts| facts.version.clone()))
                 .flatten(),
+            client: client.map(|digest| (schedule::floor_millis(failure.at), digest.into())),
         };
         let failure = failure.in_milliseconds();
         let credentials = o.credentials.version().cloned();
         self.remember(&o.owner, |memory| {
+            memory.hurried = None;
             memory.attempt = Some(attempt);
             memory.untold = Some(Failed { failure: failure.clone(), generation: o.generation, credentials });
             memory.waits_since = None;

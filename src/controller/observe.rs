@@ -8,7 +8,7 @@ use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Resolved, annotatio
 use crate::digest::Match;
 use crate::error::Error;
 use crate::memory::{Attempt, HeldToken, Memory};
-use crate::plan::{self, Credentials, Held, Observed, Target};
+use crate::plan::{self, Credentials, Held, Observed, Since, Target};
 use crate::secret::{self, Claim, Facts, Found, Owner, Version};
 
 impl Context {
@@ -19,7 +19,7 @@ impl Context {
         let mut memory = self.shared.memories.of(&key_of(&owner), &owner.uid);
         if memory.attempt.is_none() && newest_status(credential, &memory).failed_attempts.is_some() {
             // After a start nobody knows what the attempt that failed was made with: what changes from here on counts.
-            let attempt = Attempt { refresh_requested: requested.clone(), target: None };
+            let attempt = Attempt { refresh_requested: requested.clone(), target: None, client: None };
             self.remember(&owner, |memory| memory.attempt = Some(attempt.clone()));
             memory.attempt = Some(attempt);
         }
@@ -34,6 +34,8 @@ impl Context {
             refresh_requested: requested,
             status,
             failure: None,
+            hurried: None,
+            may_stand: false,
             leading: self.shared.settings.leadership.is_leader(),
             rival: None,
             live: false,
@@ -43,7 +45,7 @@ impl Context {
             held: memory.held.as_ref().map(|held| held_facts(held, false)),
             replaced_at: memory.replacements.available_at(now),
             changed_at: memory.changes.available_at(now),
-            mend_at: memory.mends.available_at(now),
+            mend_at: now,
             digests: self.shared.digest_key().is_some(),
             owner_refused: memory
                 .owner_refused_until
@@ -63,12 +65,13 @@ impl Context {
         });
         let credentials = ObjectKey::new(&o.owner.namespace, &credential.spec.credentials_ref.name);
         o.credentials = self.caches.secret_version(&credentials).map_or(Credentials::Missing, Credentials::Seen);
-        self.judge(&mut o, &memory);
+        self.judge(&mut o, &memory, None);
         o
     }
 
-    /// What follows from the Secrets' versions: whose the target is, and whether an earlier failure still counts.
-    pub(super) fn judge(&self, o: &mut Observed, memory: &Memory) {
+    /// What follows from the Secrets' versions, and the credentials' digest where they were read: whose the target is, and whether an earlier failure
+    /// still counts.
+    pub(super) fn judge(&self, o: &mut Observed, memory: &Memory, client: Option<&str>) {
         let facts = o.target.facts();
         if let Ok(spec) = &o.spec {
             let contenders = self.caches.contenders(&o.owner, &spec.target);
@@ -86,7 +89,19 @@ impl Context {
             attempt.refresh_requested != o.refresh_requested || of_target
         });
         let recovered_at = self.shared.settings.grants.recovered_at();
-        o.failure = plan::standing_failure(o, memory.untold.as_ref(), changed, recovered_at);
+        let attempt = memory.attempt.as_ref().and_then(|attempt| attempt.client.as_ref());
+        let untold = memory.untold.as_ref();
+        let standing = |same_client| plan::standing_failure(o, untold, Since { changed, same_client }, recovered_at);
+        let same = attempt.filter(|(_, digest)| client == Some(digest)).map(|(failed_at, _)| *failed_at);
+        let failure = standing(same);
+        let may_stand = failure.is_none()
+            && standing(attempt.map(|(failed_at, _)| *failed_at)).is_some_and(|failure| failure.holds_back(o.now));
+        (o.failure, o.may_stand) = (failure, may_stand);
+        o.hurried = plan::hurried_past(o, untold, memory.hurried, recovered_at);
+        if o.hurried != memory.hurried {
+            self.remember(&o.owner, |memory| memory.hurried = o.hurried);
+        }
+        o.mend_at = memory.mend_at(o.generation, o.target.facts().map(|facts| &facts.version), o.now);
     }
 
     pub(super) fn is_ending(&self, owner: &Owner, credential: &MoneyGoCredential) -> bool {
@@ -122,18 +137,21 @@ impl Context {
             let complete = secret::is_complete(secret, &facts, spec, &found);
             Target::Read { facts: Box::new(facts), found, complete, immutable: secret.immutable == Some(true) }
         });
+        let mut client = None;
         o.credentials = sight.credentials.as_ref().map_or(Credentials::Missing, |secret| Credentials::Read {
             version: Version::of(&secret.metadata),
             content: secret::read_credentials(secret, spec).map(|(id, client_secret)| {
                 let stored = o.target.facts().and_then(|facts| facts.marks.credentials_digest.as_deref());
-                key.as_ref().map_or(Match::Unknown, |key| key.compare(stored, &key.of_credentials(id, client_secret)))
+                let Some(key) = key.as_ref() else { return Match::Unknown };
+                let fresh = client.insert(key.of_credentials(id, client_secret));
+                key.compare(stored, fresh)
             }),
         });
         self.note(o, sight, spec);
         let memory = self.remember(&o.owner, |memory| memory.clone());
         o.held =
             memory.held.as_ref().map(|held| held_facts(held, sight.stored_token(o, spec) == Some(held.token.expose())));
-        self.judge(o, &memory);
+        self.judge(o, &memory, client.as_deref());
     }
 
     /// What was read is newer than what the watches have shown, and is no news any more when they do: who else names the

@@ -13,10 +13,10 @@ use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
 use crate::error::{CALL_TIMEOUT, Error, LONGEST_WRITE};
 use crate::events::EventReason;
-use crate::memory::{HeldToken, Told};
+use crate::memory::{HeldToken, Told, UndoneMend};
 use crate::plan::{self, Credentials, Observed, Plan, Target};
-use crate::schedule::{self, Backoff, Life};
-use crate::secret::{self, Content, Facts, Found, Issue, Ownership};
+use crate::schedule::{self, Backoff, Life, Undone};
+use crate::secret::{self, Content, Facts, Found, Issue, Owner, Ownership};
 use crate::status;
 use crate::token::AccessToken;
 use crate::work::Action;
@@ -50,6 +50,7 @@ impl Context {
             memory.held = None;
             memory.attempt = None;
             memory.untold = None;
+            memory.hurried = None;
             memory.told = is_told.then_some(Told::Token(held.issue.life.issued_at));
             was_told
         });
@@ -108,12 +109,39 @@ impl Context {
             self.remember(&o.owner, |memory| (memory.attempt, memory.untold) = (None, None));
         }
         self.stored(o, &written, issue.life, &issue);
-        tracing::info!(namespace = %o.owner.namespace, name = %o.owner.name, reason = "Mended", secret = %spec.target, "put back what was missing beside the token");
+        self.mended(o, &spec.target);
         // There may be more to do than the mending: the next look is at what is there now.
         match plan::plan(o) {
             Plan::Rest(report, again_at) => self.report_and_adopt(o, *report, again_at, resumes).await,
             _ => Ok(Action::requeue(Duration::ZERO)),
         }
+    }
+
+    /// Tells of what was put back, and looks at whether it is there.
+    fn mended(&self, o: &mut Observed, target: &str) {
+        // It may have been with this very write.
+        o.owner_refused |=
+            self.remember(&o.owner, |memory| memory.owner_refused_until.is_some_and(|until| until > o.now));
+        let Owner { namespace, name, .. } = &o.owner;
+        if !plan::is_undone(o) {
+            self.remember(&o.owner, |memory| memory.undone = None);
+            tracing::info!(%namespace, %name, reason = "Mended", secret = target, "put back what was missing beside the token");
+            return;
+        }
+        let Some(left) = o.target.facts().map(|facts| facts.version.clone()) else { return };
+        let (is_news, mend_at) = self.remember(&o.owner, |memory| {
+            let earlier = memory.undone.take().filter(|earlier| earlier.generation == o.generation);
+            let pace = Undone::once_more(earlier.as_ref().map(|earlier| earlier.pace), o.now);
+            memory.undone = Some(Box::new(UndoneMend { pace, generation: o.generation, target: left.clone() }));
+            (earlier.is_none(), memory.mend_at(o.generation, Some(&left), o.now))
+        });
+        if is_news {
+            tracing::warn!(
+                %namespace, %name, reason = "Undone", secret = target,
+                "what was put back beside the token was changed as it was written: look at the admission webhooks and policies for Secrets; it is tried again within ten minutes"
+            );
+        }
+        o.mend_at = mend_at;
     }
 
     /// Puts back a digest that was stripped, where the credentials are the very ones that the token was asked for with.
@@ -216,7 +244,7 @@ impl Context {
                 "the Secret was not written"
             );
         }
-        self.fail(o, Reason::TargetForbidden, message, Backoff::Transient, None).await
+        self.fail(o, Reason::TargetForbidden, message, Backoff::Transient, None, None).await
     }
 
     /// Takes note of what was just written.

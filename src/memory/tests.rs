@@ -42,6 +42,19 @@ fn a_new_memory_has_full_allowances() {
 }
 
 #[test]
+fn a_mend_that_did_not_hold_delays_its_like_and_no_other() {
+    let mut memory = Memory::new("1");
+    let (now, target) = (Timestamp::UNIX_EPOCH, version("7"));
+    let pace = Undone::once_more(None, now);
+    memory.undone = Some(Box::new(UndoneMend { pace, generation: Some(1), target: target.clone() }));
+    assert_eq!(memory.mend_at(Some(1), Some(&target), now), pace.next_at(now));
+    assert!(pace.next_at(now) > now);
+    assert_eq!(memory.mend_at(Some(2), Some(&target), now), now, "another spec");
+    assert_eq!(memory.mend_at(Some(1), Some(&version("8")), now), now, "somebody changed the target since");
+    assert_eq!(memory.mend_at(Some(1), None, now), now);
+}
+
+#[test]
 fn what_is_gone_is_forgotten_but_not_in_the_middle_of_its_pass() {
     let memories = Memories::default();
     memories.with(&key("a"), "1", |memory| memory.api_failures = 1);

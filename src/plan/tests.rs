@@ -1074,6 +1074,29 @@ fn an_immutable_target_is_told_and_no_token_is_asked_for_that_could_not_be_writt
 }
 
 #[test]
+fn that_a_target_is_immutable_is_told_until_it_is_no_more_whoever_looks() {
+    let mut world = scene();
+    world.edit_target("kubectl", |secret| secret.immutable = Some(true));
+    world.settle();
+    world.assert_conditions(("True", "TokenValid"), ("False", "TargetImmutable"), "False");
+    world.restart();
+    world.settle();
+    world.assert_conditions(("True", "TokenValid"), ("False", "TargetImmutable"), "False");
+    world.set_credentials("id", "secret");
+    world.settle();
+    world.assert_conditions(("True", "TokenValid"), ("False", "TargetImmutable"), "False");
+    world.delete_target();
+    world.settle();
+    world.assert_well();
+
+    // Where an attempt had failed before, too.
+    let mut world = rejected();
+    world.edit_target("kubectl", |secret| secret.immutable = Some(true));
+    world.settle();
+    world.assert_conditions(("True", "TokenValid"), ("False", "TargetImmutable"), "False");
+}
+
+#[test]
 fn an_immutable_secret_that_names_us_and_holds_no_token_of_ours_is_told_of() {
     let mut world = World::new();
     let metadata = ObjectMeta {
@@ -1594,17 +1617,111 @@ fn a_failure_stands_until_its_time_or_until_something_changes_that_may_mend_it()
     world.assert_conditions(("False", "InvalidClient"), ("False", "InvalidClient"), "True");
     let o = world.observe(false);
     assert!(o.failure.is_some());
-    assert!(standing_failure(&o, None, true, None).is_none(), "the request or the target is another");
+    assert!(
+        standing_failure(&o, None, Since { changed: true, ..Since::default() }, None).is_none(),
+        "the request or the target is another"
+    );
     let generation = Observed { generation: Some(2), ..o.clone() };
-    assert!(standing_failure(&generation, None, false, None).is_none(), "the spec is another");
+    assert!(standing_failure(&generation, None, Since::default(), None).is_none(), "the spec is another");
     let credentials = Observed { credentials: Credentials::Seen(Version::default()), ..o.clone() };
-    assert!(standing_failure(&credentials, None, false, None).is_none(), "the credentials are others");
+    assert!(standing_failure(&credentials, None, Since::default(), None).is_none(), "the credentials are others");
+    let failed_at = o.failure.as_ref().map(|failure| failure.at);
+    let same_client = Since { same_client: failed_at, ..Since::default() };
+    assert!(standing_failure(&credentials, None, same_client, None).is_some(), "all but what it was made with");
+    let earlier = Since { same_client: failed_at.map(|at| add(at, secs(-1))), ..Since::default() };
+    assert!(standing_failure(&credentials, None, earlier, None).is_none(), "what another attempt was made with");
+    let next_attempt_at = o.failure.as_ref().map(|failure| failure.next_attempt_at);
+    let hurried = Observed { failure: None, ..credentials.clone() };
+    assert_eq!(hurried_past(&hurried, None, None, None), next_attempt_at);
+    assert_eq!(hurried_past(&o, None, None, None), None, "it stands");
+    let due = Observed { now: add(o.now, secs(7 * 3600)), failure: None, ..o.clone() };
+    assert_eq!(hurried_past(&due, None, next_attempt_at, None), None, "the next attempt would be due");
+    let well = Observed { status: scene().status, ..hurried };
+    assert_eq!(hurried_past(&well, None, next_attempt_at, None), None, "another replica had a token since");
     let missing = Observed { credentials: Credentials::Missing, ..o.clone() };
-    assert!(standing_failure(&missing, None, false, None).is_some(), "credentials that are gone mend nothing");
+    assert!(
+        standing_failure(&missing, None, Since::default(), None).is_some(),
+        "credentials that are gone mend nothing"
+    );
     let healed = Observed { status: MoneyGoCredentialStatus::default(), ..o.clone() };
-    assert!(standing_failure(&healed, None, false, None).is_none());
+    assert!(standing_failure(&healed, None, Since::default(), None).is_none());
     let later = Observed { now: add(o.now, secs(60)), ..o.clone() };
-    assert_eq!(standing_failure(&later, None, false, None), o.failure, "time alone changes nothing");
+    assert_eq!(standing_failure(&later, None, Since::default(), None), o.failure, "time alone changes nothing");
+}
+
+/// Without a token, with the client refused a moment ago.
+fn refused_at_first() -> World {
+    let mut world = World::new();
+    world.answer = Answer::Rejected;
+    world.settle();
+    assert_eq!(world.requests, 1);
+    world.forget_the_past();
+    world
+}
+
+#[test]
+fn a_refused_client_is_asked_for_again_for_what_changes_and_not_for_what_only_seems_to() {
+    let mut world = refused_at_first();
+    let next_attempt_at = world.status.next_attempt_at;
+    for _ in 0..5 {
+        // A label of the Secret, say.
+        world.set_credentials("id", "secret");
+        world.settle();
+        world.advance(20);
+    }
+    assert_eq!((world.requests, world.status.next_attempt_at), (0, next_attempt_at));
+    world.set_credentials("id", "corrected");
+    world.answer = Answer::New(HOUR_SECS);
+    world.settle();
+    assert_eq!(world.grants, [Cause::First]);
+    world.assert_well();
+}
+
+#[test]
+fn a_refused_client_whose_object_rests_is_not_looked_at_each_time() {
+    let mut world = refused_at_first();
+    world.respec(|spec| spec.suspend = true);
+    world.settle();
+    world.looks = 0;
+    world.settle();
+    world.advance(60);
+    world.settle();
+    assert_eq!((world.looks, world.requests), (0, 0));
+}
+
+#[test]
+fn a_change_makes_no_attempt_later_than_it_would_have_been() {
+    let o = refused_at_first().observe(false);
+    let (soon, later) = (add(o.now, secs(3)), add(o.now, secs(9)));
+    let hurried = Observed { failure: None, hurried: Some(soon), changed_at: later, ..o };
+    let Plan::Rest(_, again_at) = plan_grant(&hurried, hurried.spec.as_ref().unwrap(), Cause::First) else {
+        panic!("it is held back");
+    };
+    assert_eq!(again_at, Some(soon));
+    let due = Observed { now: soon, ..hurried.clone() };
+    assert_eq!(plan_grant(&due, due.spec.as_ref().unwrap(), Cause::First), Plan::LookToMint);
+    assert_eq!(allowances(&hurried, Cause::First), [Allowed::Always, Allowed::AsChange]);
+    assert_eq!(allowances(&due, Cause::First), [Allowed::Always; 2]);
+    let outage = Observed { outage: true, ..hurried };
+    assert_eq!(allowances(&outage, Cause::First), [Allowed::Always; 2], "one asks for all");
+}
+
+#[test]
+fn changes_one_after_the_other_make_three_attempts_that_fail_and_then_one_in_ten_seconds() {
+    let changes: [fn(&mut World, usize); 3] = [
+        |world, number| world.set_credentials("id", &format!("wrong {number}")),
+        |world, number| world.refresh_requested = Some(format!("request {number}")),
+        |world, number| world.respec(|spec| spec.scope = format!("scope-{number}")),
+    ];
+    for change in changes {
+        let mut world = refused_at_first();
+        for number in 0..40 {
+            change(&mut world, number);
+            world.settle();
+            world.advance(1);
+        }
+        assert!((3..=7).contains(&world.requests), "{} requests", world.requests);
+    }
 }
 
 #[test]
@@ -1641,13 +1758,14 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
     let second = Failure { at: add(told.at, secs(300)), attempts: 2, ..told.clone() };
     let untold =
         Failed { failure: second.clone(), generation: o.generation, credentials: o.credentials.version().cloned() };
-    let standing =
-        |o: &Observed, untold: &Failed| standing_failure(o, Some(untold), false, None).map(|failure| failure.attempts);
+    let standing = |o: &Observed, untold: &Failed| {
+        standing_failure(o, Some(untold), Since::default(), None).map(|failure| failure.attempts)
+    };
     assert_eq!(standing(&o, &untold), Some(2), "the later one counts");
     let away = Failure { reason: Reason::EndpointUnavailable, ..told.clone() };
     let since = |at, failure: Failure| {
         let untold = Failed { failure, ..untold.clone() };
-        standing_failure(&o, Some(&untold), false, Some(at)).map(|failure| failure.attempts)
+        standing_failure(&o, Some(&untold), Since::default(), Some(at)).map(|failure| failure.attempts)
     };
     let back_at = add(told.at, secs(299));
     assert_eq!(since(back_at, Failure { at: second.at, attempts: 2, ..away.clone() }), Some(2), "it failed after that");

@@ -6,7 +6,9 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -133,6 +135,67 @@ impl Stage {
         let (policies, bindings) = self.policies();
         bindings.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
         policies.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+    }
+
+    /// From here on whatever is written to the operator's Secrets of the stage gets this label, of this value. Returns false where the API server has no
+    /// such policies (before Kubernetes 1.36), else once it is heeded.
+    pub async fn label_targets(&self, key: &str, value: &str) -> bool {
+        let name = &self.namespace;
+        let policies = self.mutating("MutatingAdmissionPolicy");
+        match policies.list(&ListParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => return false,
+            listed => drop(listed.unwrap()),
+        }
+        let managed = "app.kubernetes.io/managed-by";
+        let policy = json!({"metadata": {"name": name}, "spec": {
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "Never",
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}},
+                "objectSelector": {"matchLabels": {managed: "moneygo-operator"}},
+                "resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]},
+                ],
+            },
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {
+                "expression": format!(r#"[JSONPatch{{op: "add", path: "/metadata/labels/{key}", value: "{value}"}}]"#),
+            }}],
+        }});
+        let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+        let write = PostParams::default();
+        policies.create(&write, &serde_json::from_value(policy).unwrap()).await.unwrap();
+        let bindings = self.mutating("MutatingAdmissionPolicyBinding");
+        bindings.create(&write, &serde_json::from_value(binding).unwrap()).await.unwrap();
+        let trial = json!({"metadata": {"name": "trial", "labels": {managed: "moneygo-operator"}}});
+        let (trial, dry): (Secret, _) =
+            (serde_json::from_value(trial).unwrap(), PostParams { dry_run: true, ..PostParams::default() });
+        let labels = async {
+            while self
+                .secrets()
+                .create(&dry, &trial)
+                .await
+                .unwrap()
+                .labels()
+                .get(key)
+                .is_none_or(|found| found != value)
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(SOON, labels).await.expect("the policy is heeded");
+        true
+    }
+
+    /// What is written stays as it is written.
+    pub async fn label_nothing(&self) {
+        for kind in ["MutatingAdmissionPolicyBinding", "MutatingAdmissionPolicy"] {
+            self.mutating(kind).delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+        }
+    }
+
+    fn mutating(&self, kind: &str) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
+        Api::all_with(self.admin.clone(), &ApiResource::from_gvk(&kind))
     }
 
     fn policies(&self) -> (Api<ValidatingAdmissionPolicy>, Api<ValidatingAdmissionPolicyBinding>) {

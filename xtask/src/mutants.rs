@@ -97,6 +97,8 @@ const SCENARIOS: [Scenario; 7] = [
             "refresh",
             "--test",
             "unavailable",
+            "--test",
+            "ownership",
         ],
     },
 ];

@@ -34,6 +34,9 @@ pub(super) struct World {
     pub(super) verified: Option<(Version, bool)>,
     /// The refresh request and the target's version of the last attempt that failed.
     pub(super) attempt: Option<(Option<String>, Option<Version>)>,
+    /// When that was, and the digest of the credentials that it was made with.
+    pub(super) tried: Option<(Timestamp, String)>,
+    pub(super) hurried: Option<Timestamp>,
     pub(super) replacements: Allowance,
     pub(super) changes: Allowance,
     pub(super) mends: Allowance,
@@ -47,6 +50,7 @@ pub(super) struct World {
     pub(super) versions: u64,
     // What happened.
     pub(super) grants: Vec<Cause>,
+    pub(super) requests: usize,
     pub(super) looks: usize,
     pub(super) writes: usize,
     pub(super) status_writes: usize,
@@ -96,6 +100,8 @@ impl World {
             held: None,
             verified: None,
             attempt: None,
+            tried: None,
+            hurried: None,
             replacements: Allowance::of_unplanned_grants(),
             changes: Allowance::of_unplanned_grants(),
             mends: Allowance::of_mends(),
@@ -107,6 +113,7 @@ impl World {
             answer: Answer::New(HOUR_SECS),
             versions: 100,
             grants: Vec::new(),
+            requests: 0,
             looks: 0,
             writes: 0,
             status_writes: 0,
@@ -200,6 +207,7 @@ impl World {
     /// A new process: nothing is remembered but what the API server holds.
     pub(super) fn restart(&mut self) {
         (self.verified, self.held, self.attempt) = (None, None, None);
+        (self.tried, self.hurried) = (None, None);
         self.replacements = Allowance::of_unplanned_grants();
         self.changes = Allowance::of_unplanned_grants();
         self.mends = Allowance::of_mends();
@@ -223,6 +231,8 @@ impl World {
             refresh_requested: self.refresh_requested.clone(),
             status: self.status.clone(),
             failure: None,
+            hurried: None,
+            may_stand: false,
             leading: self.leading,
             rival: self.rival.clone(),
             live,
@@ -258,7 +268,13 @@ impl World {
             *request != self.refresh_requested
                 || target.is_some() && *target != facts.as_ref().map(|facts| facts.version.clone())
         });
-        o.failure = standing_failure(&o, None, changed, None);
+        let standing = |same_client| standing_failure(&o, None, Since { changed, same_client }, None);
+        let same = self.tried.as_ref().filter(|(_, digest)| live && Some(digest) == self.digest().as_ref());
+        let failure = standing(same.map(|(at, _)| *at));
+        let may_stand = failure.is_none()
+            && standing(self.tried.as_ref().map(|(at, _)| *at)).is_some_and(|failure| failure.holds_back(self.now));
+        (o.failure, o.may_stand) = (failure, may_stand);
+        o.hurried = hurried_past(&o, None, self.hurried, None);
         o
     }
 
@@ -289,9 +305,16 @@ impl World {
         Credentials::Read { version, content }
     }
 
+    /// Of the credentials that are there.
+    fn digest(&self) -> Option<String> {
+        let (id, secret) = secret::read_credentials(self.credentials.as_ref()?, self.spec.as_ref().ok()?).ok()?;
+        Some(self.key.as_ref()?.of_credentials(id, secret))
+    }
+
     pub(super) fn look(&mut self) -> Observed {
         self.looks += 1;
         let o = self.observe(true);
+        self.hurried = o.hurried;
         if let Target::Read { facts, found, complete, .. } = &o.target {
             self.verified = Some((facts.version.clone(), *complete && matches!(found, Found::Token(_))));
         }
@@ -301,6 +324,7 @@ impl World {
     /// One reconcile, as the controller does it. Whether there may be more to do at once.
     pub(super) fn pass(&mut self) -> bool {
         let mut o = self.observe(false);
+        self.hurried = o.hurried;
         let mut next = plan(&o);
         assert!(!matches!(next, Plan::Mint(_) | Plan::Mend(_) | Plan::Store), "{next:?} without a look");
         if matches!(next, Plan::Look | Plan::LookToMint) {
@@ -340,11 +364,14 @@ impl World {
     }
 
     pub(super) fn mint(&mut self, o: &Observed, cause: Cause) {
-        match cause.allowance() {
-            Allowed::Always => {}
-            Allowed::AsReplacement => self.replacements.take(self.now),
-            Allowed::AsChange => self.changes.take(self.now),
+        for allowed in allowances(o, cause) {
+            match allowed {
+                Allowed::Always => {}
+                Allowed::AsReplacement => self.replacements.take(self.now),
+                Allowed::AsChange => self.changes.take(self.now),
+            }
         }
+        self.requests += 1;
         let spec = self.spec().clone();
         let (lifetime_secs, reason, backoff) = match self.answer {
             Answer::New(secs) => (secs, Reason::Succeeded, Backoff::Transient),
@@ -368,6 +395,7 @@ impl World {
             credentials: Version::of(&credentials.metadata),
             credentials_digest: self.key.as_ref().map(|key| key.of_credentials(id, client_secret)),
         };
+        (self.tried, self.hurried) = (None, None);
         self.grants.push(cause);
         self.versions += 1;
         self.held = Some((format!("granted-{}", self.versions), issue, living.map(|life| life.issued_at)));
@@ -375,6 +403,8 @@ impl World {
 
     pub(super) fn fail(&mut self, o: &Observed, reason: Reason, attempts: i32, next_attempt_at: Timestamp) {
         let failure = Failure { reason, message: "as told".into(), at: self.now, attempts, next_attempt_at };
+        let digest = self.digest().filter(|_| reason != Reason::TargetForbidden);
+        (self.tried, self.hurried) = (digest.map(|digest| (failure.clone().in_milliseconds().at, digest)), None);
         let target = o.target.facts().map(|facts| facts.version.clone());
         self.attempt = Some((self.refresh_requested.clone(), target.filter(|_| reason == Reason::TargetForbidden)));
         self.account(&Observed { failure: Some(failure.in_milliseconds()), ..o.clone() });
@@ -392,7 +422,7 @@ impl World {
         if self.refuses_writes {
             return self.refuse(o);
         }
-        (self.held, self.attempt) = (None, None);
+        (self.held, self.attempt, self.hurried) = (None, None, None);
         self.write(&token, &issue);
         let mut o = Observed { held: None, failure: None, ..o.clone() };
         o.status.failed_attempts = None;
@@ -463,7 +493,7 @@ impl World {
 
     pub(super) fn forget_the_past(&mut self) {
         self.grants.clear();
-        (self.looks, self.writes, self.status_writes) = (0, 0, 0);
+        (self.requests, self.looks, self.writes, self.status_writes) = (0, 0, 0, 0);
     }
 
     /// (status, reason) of a condition.

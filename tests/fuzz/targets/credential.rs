@@ -87,6 +87,8 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
         refresh_requested: None,
         status,
         failure: None,
+        hurried: None,
+        may_stand: false,
         leading: true,
         rival: None,
         live: true,
@@ -102,6 +104,6 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
         outage: false,
         stopping: false,
     };
-    observed.failure = plan::standing_failure(&observed, None, false, None);
+    observed.failure = plan::standing_failure(&observed, None, plan::Since::default(), None);
     observed
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use moneygo_operator::crd::{DeletionPolicy, Reason, Resolved};
 use moneygo_operator::digest::{DigestKey, Match};
 use moneygo_operator::memory::Attempt;
-use moneygo_operator::plan::{self, Allowed, Cause, Credentials, Failed, Held, Observed, Plan, Target};
+use moneygo_operator::plan::{self, Allowed, Cause, Credentials, Failed, Held, Observed, Plan, Since, Target};
 use moneygo_operator::schedule::{self, Backoff, Life, Renew};
 use moneygo_operator::secret::{self, Content, Facts, Found, Issue, Owner, Ownership, Version};
 use moneygo_operator::status::{Failure, Report, State};
@@ -144,7 +144,7 @@ impl Turn<'_> {
         let (version, status) = me.newest_status();
         let refresh_requested = me.object.refresh_requested.clone();
         if me.memory.attempt.is_none() && status.failed_attempts.is_some() {
-            let attempt = Attempt { refresh_requested: refresh_requested.clone(), target: None };
+            let attempt = Attempt { refresh_requested: refresh_requested.clone(), target: None, client: None };
             me.remember(|memory| memory.attempt = Some(attempt));
         }
         let memory = &me.memory;
@@ -176,6 +176,8 @@ impl Turn<'_> {
             owner_refused: false,
             outage: false,
             stopping: false,
+            hurried: None,
+            may_stand: false,
         };
         judge(&mut o, me);
         o
@@ -260,10 +262,12 @@ impl Turn<'_> {
             return self.end(Next::Await);
         }
         let now = self.now();
-        match cause.allowance() {
-            Allowed::Always => {}
-            Allowed::AsReplacement => self.me().remember(|memory| memory.replacements.take(now)),
-            Allowed::AsChange => self.me().remember(|memory| memory.changes.take(now)),
+        for allowed in plan::allowances(&o, cause) {
+            match allowed {
+                Allowed::Always => {}
+                Allowed::AsReplacement => self.me().remember(|memory| memory.replacements.take(now)),
+                Allowed::AsChange => self.me().remember(|memory| memory.changes.take(now)),
+            }
         }
         let due = o.target.life().map(|life| life.issued_at);
         if cause == Cause::Due && self.world.due < due {
@@ -327,7 +331,7 @@ impl Turn<'_> {
         let next_attempt_at = schedule::next_attempt(o.now, backoff, wait, attempts, None, living, &o.owner.uid);
         let failure =
             Failure { reason, message: String::new(), at: o.now, attempts, next_attempt_at }.in_milliseconds();
-        let attempt = Attempt { refresh_requested: o.refresh_requested.clone(), target: None };
+        let attempt = Attempt { refresh_requested: o.refresh_requested.clone(), target: None, client: None };
         let credentials = o.credentials.version().cloned();
         let untold = Failed { failure: failure.clone(), generation: o.generation, credentials };
         self.me().remember(|memory| (memory.attempt, memory.untold) = (Some(attempt), Some(untold)));
@@ -389,7 +393,8 @@ impl Turn<'_> {
 
 fn judge(o: &mut Observed, me: &Replica) {
     let changed = me.memory.attempt.as_ref().is_some_and(|attempt| attempt.refresh_requested != o.refresh_requested);
-    o.failure = plan::standing_failure(o, me.memory.untold.as_ref(), changed, None);
+    let since = Since { changed, ..Since::default() };
+    o.failure = plan::standing_failure(o, me.memory.untold.as_ref(), since, None);
 }
 
 fn again(at: Option<Timestamp>) -> Next {
