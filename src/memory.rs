@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::caches::ObjectKey;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
-use crate::plan::Failed;
+use crate::plan::{Allowed, Failed};
 use crate::schedule::{Allowance, Undone};
 use crate::secret::{Issue, Version};
 use crate::token::AccessToken;
@@ -132,6 +132,17 @@ impl Memory {
     /// A pass has come to its end.
     pub fn has_passed(&mut self) {
         (self.api_failures, self.told_of_failures, self.unread) = (0, false, false);
+    }
+
+    /// Takes a grant from these allowances.
+    pub fn take(&mut self, allowances: [Allowed; 2], now: Timestamp) {
+        for allowed in allowances {
+            match allowed {
+                Allowed::Always => {}
+                Allowed::AsReplacement => self.replacements.take(now),
+                Allowed::AsChange => self.changes.take(now),
+            }
+        }
     }
 
     /// When what someone changed may be put back next: `now` where that may be at once. Of another spec, or another target, nobody knows that it will not

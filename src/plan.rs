@@ -1004,52 +1004,46 @@ pub struct Failed {
     pub credentials: Option<Version>,
 }
 
-/// What became other since the last attempt failed, beside the spec and the version of the credentials Secret.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Since {
-    /// The refresh request, or the target that could not be written.
+/// What is known of the last attempt that failed beside what the status tells, and what became other since.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Past<'a> {
+    /// A failure that could not be told yet.
+    pub untold: Option<&'a Failed>,
+    /// The refresh request, or the target that could not be written, is another.
     pub changed: bool,
-    /// The client's id and secret are those of the attempt that failed then, whatever the Secret's version.
-    pub same_client: Option<Timestamp>,
+    /// When the attempt failed of which the client is remembered.
+    pub attempted_at: Option<Timestamp>,
+    /// The client's id and secret were read, and are those of that attempt.
+    pub same_client: bool,
+    /// [`Observed::hurried`] as it was last.
+    pub hurried: Option<Timestamp>,
+    /// When the endpoint came back after it had been down for everyone.
+    pub recovered_at: Option<Timestamp>,
 }
 
-/// The failure that the status tells of, or a later one that could not be told yet (`untold`), unless it no longer counts:
-/// the spec or the credentials are others since, `since` says that something else is, or it was the endpoint's, which has come back since
-/// (`recovered_at`).
-#[must_use]
-pub fn standing_failure(
-    o: &Observed,
-    untold: Option<&Failed>,
-    since: Since,
-    recovered_at: Option<Timestamp>,
-) -> Option<Failure> {
-    let Failed { failure, generation, credentials } = last_failure(o, untold)?;
-    let is_other = o.credentials.version().is_some_and(|version| credentials.is_some_and(|tried| tried != *version));
-    let others = is_other && since.same_client != Some(failure.at);
-    if since.changed || others || generation != o.generation || is_over(&failure, o.now, recovered_at) {
-        return None;
-    }
-    Some(Failure { next_attempt_at: next_attempt_after(&failure, o.now), ..failure })
-}
-
-/// When the next attempt would be due after one that failed, where something changed since that ends the wait for it; as `known`, or as the status tells.
-#[must_use]
-pub fn hurried_past(
-    o: &Observed,
-    untold: Option<&Failed>,
-    known: Option<Timestamp>,
-    recovered_at: Option<Timestamp>,
-) -> Option<Timestamp> {
-    if o.failure.is_some() || says_refreshed_of_this(o) {
-        return None;
-    }
-    let of_status = || {
-        let Failed { failure, .. } = last_failure(o, untold)?;
-        let is_of_a_grant = failure.is_of_an_attempt() && !is_of_the_write(&failure);
-        let due = next_attempt_after(&failure, o.now);
-        (is_of_a_grant && !is_over(&failure, o.now, recovered_at)).then_some(due)
+/// Whether the failure that the status tells of, or a later one that could not be told yet, still counts. It does not where the spec or the credentials are
+/// others since, or what else is `changed`, or where it was the endpoint's, which has come back since.
+pub fn judge_failure(o: &mut Observed, past: &Past<'_>) {
+    let last = last_failure(o, past.untold).filter(|last| !is_over(&last.failure, o.now, past.recovered_at));
+    let due = last.as_ref().map(|last| next_attempt_after(&last.failure, o.now));
+    let stands = |same_client: bool| {
+        last.as_ref().is_some_and(|last| {
+            let is_of_client = same_client && past.attempted_at == Some(last.failure.at);
+            !past.changed && last.generation == o.generation && (is_of_client || !is_of_other_version(o, last))
+        })
     };
-    known.or_else(of_status).filter(|due| *due > o.now)
+    let is_standing = stands(past.same_client);
+    let is_of_a_grant = |failure: &Failure| failure.is_of_an_attempt() && !is_of_the_write(failure);
+    let due_of_grant = due.filter(|_| last.as_ref().is_some_and(|last| is_of_a_grant(&last.failure)));
+    let is_hurried = !is_standing && !says_refreshed_of_this(o);
+    o.may_stand = !is_standing && stands(true) && due.is_some_and(|due| due > o.now);
+    o.hurried = past.hurried.or(due_of_grant).filter(|due| is_hurried && *due > o.now);
+    let standing = last.filter(|_| is_standing).zip(due);
+    o.failure = standing.map(|(Failed { failure, .. }, next_attempt_at)| Failure { next_attempt_at, ..failure });
+}
+
+fn is_of_other_version(o: &Observed, failed: &Failed) -> bool {
+    o.credentials.version().is_some_and(|version| failed.credentials.as_ref().is_some_and(|tried| tried != version))
 }
 
 fn last_failure(o: &Observed, untold: Option<&Failed>) -> Option<Failed> {

@@ -297,10 +297,10 @@ mod tests {
         let of_many: Vec<_> = (0..400).map(|_| retries.join(now + millis(2000), millis(1000), None)).collect();
         assert_eq!(of_many.first(), Some(&millis(1000)));
         assert_eq!(of_many.last(), Some(&millis(1000 + 399 * 5)));
-        // Who cannot wait for that long takes nobody's place.
         let mut crowd = Retries::new(millis(5));
         let of_crowd = (0..50_000).map(|_| crowd.join(now, millis(1000), None)).max().unwrap();
         assert_eq!(of_crowd, millis(1000) + LONGEST_LINE, "nobody stands behind those that have joined anew for ever");
+        // Who cannot wait for that long takes nobody's place.
         assert_eq!(retries.join(now + millis(2000), millis(1000), Some(millis(1500))), millis(1500));
         assert_eq!(retries.join(now + millis(2000), millis(1000), Some(millis(9000))), millis(1000 + 400 * 5));
         assert_eq!(

@@ -13,7 +13,7 @@ use crate::crd::{MoneyGoCredential, Reason, Resolved};
 use crate::error::Error;
 use crate::grants::{Blame, Permit};
 use crate::memory::{Attempt, HeldToken, Told};
-use crate::plan::{self, Allowed, Cause, Failed, Observed, Plan};
+use crate::plan::{self, Cause, Failed, Observed, Plan};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Issue, Owner, Version};
 use crate::status::{self, Failure};
@@ -47,15 +47,7 @@ impl Context {
         if self.shared.settings.grants.is_too_late() {
             return Ok(Action::await_change());
         }
-        self.remember(&o.owner, |memory| {
-            for allowed in plan::allowances(o, cause) {
-                match allowed {
-                    Allowed::Always => {}
-                    Allowed::AsReplacement => memory.replacements.take(self.now()),
-                    Allowed::AsChange => memory.changes.take(self.now()),
-                }
-            }
-        });
+        self.remember(&o.owner, |memory| memory.take(plan::allowances(o, cause), self.now()));
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, reason = cause.as_str(), "asking for a token");
         let begun = self.shared.settings.clock.moment();
         let span = Span::of_call("ask for a token");

@@ -8,7 +8,7 @@ use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Resolved, annotatio
 use crate::digest::Match;
 use crate::error::Error;
 use crate::memory::{Attempt, HeldToken, Memory};
-use crate::plan::{self, Credentials, Held, Observed, Since, Target};
+use crate::plan::{self, Credentials, Held, Observed, Past, Target};
 use crate::secret::{self, Claim, Facts, Found, Owner, Version};
 
 impl Context {
@@ -88,16 +88,16 @@ impl Context {
             let of_target = attempt.target.is_some() && attempt.target != target;
             attempt.refresh_requested != o.refresh_requested || of_target
         });
-        let recovered_at = self.shared.settings.grants.recovered_at();
         let attempt = memory.attempt.as_ref().and_then(|attempt| attempt.client.as_ref());
-        let untold = memory.untold.as_ref();
-        let standing = |same_client| plan::standing_failure(o, untold, Since { changed, same_client }, recovered_at);
-        let same = attempt.filter(|(_, digest)| client == Some(digest)).map(|(failed_at, _)| *failed_at);
-        let failure = standing(same);
-        let may_stand = failure.is_none()
-            && standing(attempt.map(|(failed_at, _)| *failed_at)).is_some_and(|failure| failure.holds_back(o.now));
-        (o.failure, o.may_stand) = (failure, may_stand);
-        o.hurried = plan::hurried_past(o, untold, memory.hurried, recovered_at);
+        let past = Past {
+            untold: memory.untold.as_ref(),
+            changed,
+            attempted_at: attempt.map(|(failed_at, _)| *failed_at),
+            same_client: attempt.is_some_and(|(_, digest)| client == Some(digest)),
+            hurried: memory.hurried,
+            recovered_at: self.shared.settings.grants.recovered_at(),
+        };
+        plan::judge_failure(o, &past);
         if o.hurried != memory.hurried {
             self.remember(&o.owner, |memory| memory.hurried = o.hurried);
         }

@@ -1617,36 +1617,37 @@ fn a_failure_stands_until_its_time_or_until_something_changes_that_may_mend_it()
     world.assert_conditions(("False", "InvalidClient"), ("False", "InvalidClient"), "True");
     let o = world.observe(false);
     assert!(o.failure.is_some());
-    assert!(
-        standing_failure(&o, None, Since { changed: true, ..Since::default() }, None).is_none(),
-        "the request or the target is another"
-    );
+    let judged = |o: &Observed, past: Past<'_>| {
+        let mut o = o.clone();
+        judge_failure(&mut o, &past);
+        (o.failure, o.hurried)
+    };
+    let standing = |o: &Observed, past| judged(o, past).0;
+    let none = Past::default();
+    assert!(standing(&o, Past { changed: true, ..none }).is_none(), "the request or the target is another");
     let generation = Observed { generation: Some(2), ..o.clone() };
-    assert!(standing_failure(&generation, None, Since::default(), None).is_none(), "the spec is another");
+    assert!(standing(&generation, none).is_none(), "the spec is another");
     let credentials = Observed { credentials: Credentials::Seen(Version::default()), ..o.clone() };
-    assert!(standing_failure(&credentials, None, Since::default(), None).is_none(), "the credentials are others");
+    assert!(standing(&credentials, none).is_none(), "the credentials are others");
     let failed_at = o.failure.as_ref().map(|failure| failure.at);
-    let same_client = Since { same_client: failed_at, ..Since::default() };
-    assert!(standing_failure(&credentials, None, same_client, None).is_some(), "all but what it was made with");
-    let earlier = Since { same_client: failed_at.map(|at| add(at, secs(-1))), ..Since::default() };
-    assert!(standing_failure(&credentials, None, earlier, None).is_none(), "what another attempt was made with");
+    let same_client = Past { attempted_at: failed_at, same_client: true, ..none };
+    assert!(standing(&credentials, same_client).is_some(), "all but what it was made with");
+    let earlier = Past { attempted_at: failed_at.map(|at| add(at, secs(-1))), ..same_client };
+    assert!(standing(&credentials, earlier).is_none(), "what another attempt was made with");
     let next_attempt_at = o.failure.as_ref().map(|failure| failure.next_attempt_at);
-    let hurried = Observed { failure: None, ..credentials.clone() };
-    assert_eq!(hurried_past(&hurried, None, None, None), next_attempt_at);
-    assert_eq!(hurried_past(&o, None, None, None), None, "it stands");
-    let due = Observed { now: add(o.now, secs(7 * 3600)), failure: None, ..o.clone() };
-    assert_eq!(hurried_past(&due, None, next_attempt_at, None), None, "the next attempt would be due");
-    let well = Observed { status: scene().status, ..hurried };
-    assert_eq!(hurried_past(&well, None, next_attempt_at, None), None, "another replica had a token since");
+    assert_eq!(judged(&credentials, none).1, next_attempt_at);
+    assert_eq!(judged(&o, none).1, None, "it stands");
+    let known = Past { hurried: next_attempt_at, ..none };
+    let due = Observed { now: add(o.now, secs(7 * 3600)), ..credentials.clone() };
+    assert_eq!(judged(&due, known).1, None, "the next attempt would be due");
+    let well = Observed { status: scene().status, ..credentials };
+    assert_eq!(judged(&well, known), (None, None), "another replica had a token since");
     let missing = Observed { credentials: Credentials::Missing, ..o.clone() };
-    assert!(
-        standing_failure(&missing, None, Since::default(), None).is_some(),
-        "credentials that are gone mend nothing"
-    );
+    assert!(standing(&missing, none).is_some(), "credentials that are gone mend nothing");
     let healed = Observed { status: MoneyGoCredentialStatus::default(), ..o.clone() };
-    assert!(standing_failure(&healed, None, Since::default(), None).is_none());
+    assert!(standing(&healed, none).is_none());
     let later = Observed { now: add(o.now, secs(60)), ..o.clone() };
-    assert_eq!(standing_failure(&later, None, Since::default(), None), o.failure, "time alone changes nothing");
+    assert_eq!(standing(&later, none), o.failure, "time alone changes nothing");
 }
 
 /// Without a token, with the client refused a moment ago.
@@ -1758,14 +1759,17 @@ fn a_failure_that_the_status_does_not_tell_of_yet_stands_like_any_other() {
     let second = Failure { at: add(told.at, secs(300)), attempts: 2, ..told.clone() };
     let untold =
         Failed { failure: second.clone(), generation: o.generation, credentials: o.credentials.version().cloned() };
-    let standing = |o: &Observed, untold: &Failed| {
-        standing_failure(o, Some(untold), Since::default(), None).map(|failure| failure.attempts)
+    let judged = |o: &Observed, past: Past<'_>| {
+        let mut o = o.clone();
+        judge_failure(&mut o, &past);
+        o.failure.map(|failure| failure.attempts)
     };
+    let standing = |o: &Observed, untold: &Failed| judged(o, Past { untold: Some(untold), ..Past::default() });
     assert_eq!(standing(&o, &untold), Some(2), "the later one counts");
     let away = Failure { reason: Reason::EndpointUnavailable, ..told.clone() };
     let since = |at, failure: Failure| {
         let untold = Failed { failure, ..untold.clone() };
-        standing_failure(&o, Some(&untold), Since::default(), Some(at)).map(|failure| failure.attempts)
+        judged(&o, Past { untold: Some(&untold), recovered_at: Some(at), ..Past::default() })
     };
     let back_at = add(told.at, secs(299));
     assert_eq!(since(back_at, Failure { at: second.at, attempts: 2, ..away.clone() }), Some(2), "it failed after that");

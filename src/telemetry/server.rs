@@ -60,8 +60,8 @@ pub async fn serve(listener: TcpListener, probes: Arc<Probes>, metrics: Arc<Metr
             let (probes, metrics, connection) = (Arc::clone(&probes), Arc::clone(&metrics), silent.add(&shutdown));
             let scrapes = Arc::clone(&scrapes);
             connections.spawn(async move {
-                let stop = connection.stop.clone();
-                stop.run_until_cancelled(serve_connection(stream, &connection, &probes, &metrics, &scrapes)).await;
+                let serving = serve_connection(stream, &connection, &probes, &metrics, &scrapes);
+                connection.stop.run_until_cancelled(serving).await;
                 drop(slot);
             });
         }
@@ -87,17 +87,21 @@ impl Silent {
     fn add(&mut self, shutdown: &CancellationToken) -> Arc<Connection> {
         let connection = Arc::new(Connection { stop: shutdown.child_token(), has_asked: AtomicBool::new(false) });
         // Those that are over, or have asked, are dropped here: there are never more than there are places.
-        self.0.retain(|other| other.upgrade().is_some_and(|other| !other.has_asked.load(Ordering::Relaxed)));
+        self.0.retain(|other| Self::still(other).is_some());
         self.0.push_back(Arc::downgrade(&connection));
         connection
     }
 
     fn close_oldest(&mut self) {
-        while let Some(connection) = self.0.pop_front() {
-            if let Some(connection) = connection.upgrade().filter(|other| !other.has_asked.load(Ordering::Relaxed)) {
-                return connection.stop.cancel();
-            }
+        let mut connections = std::iter::from_fn(|| self.0.pop_front());
+        if let Some(oldest) = connections.find_map(|connection| Self::still(&connection)) {
+            oldest.stop.cancel();
         }
+    }
+
+    /// The connection, if it is open and silent as before.
+    fn still(connection: &Weak<Connection>) -> Option<Arc<Connection>> {
+        connection.upgrade().filter(|connection| !connection.has_asked.load(Ordering::Relaxed))
     }
 }
 

@@ -268,13 +268,14 @@ impl World {
             *request != self.refresh_requested
                 || target.is_some() && *target != facts.as_ref().map(|facts| facts.version.clone())
         });
-        let standing = |same_client| standing_failure(&o, None, Since { changed, same_client }, None);
-        let same = self.tried.as_ref().filter(|(_, digest)| live && Some(digest) == self.digest().as_ref());
-        let failure = standing(same.map(|(at, _)| *at));
-        let may_stand = failure.is_none()
-            && standing(self.tried.as_ref().map(|(at, _)| *at)).is_some_and(|failure| failure.holds_back(self.now));
-        (o.failure, o.may_stand) = (failure, may_stand);
-        o.hurried = hurried_past(&o, None, self.hurried, None);
+        let past = Past {
+            changed,
+            attempted_at: self.tried.as_ref().map(|(at, _)| *at),
+            same_client: live && self.tried.as_ref().is_some_and(|(_, digest)| Some(digest) == self.digest().as_ref()),
+            hurried: self.hurried,
+            ..Past::default()
+        };
+        judge_failure(&mut o, &past);
         o
     }
 

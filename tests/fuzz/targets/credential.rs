@@ -104,6 +104,6 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
         outage: false,
         stopping: false,
     };
-    observed.failure = plan::standing_failure(&observed, None, plan::Since::default(), None);
+    plan::judge_failure(&mut observed, &plan::Past::default());
     observed
 }

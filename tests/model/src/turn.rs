@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use moneygo_operator::crd::{DeletionPolicy, Reason, Resolved};
 use moneygo_operator::digest::{DigestKey, Match};
 use moneygo_operator::memory::Attempt;
-use moneygo_operator::plan::{self, Allowed, Cause, Credentials, Failed, Held, Observed, Plan, Since, Target};
+use moneygo_operator::plan::{self, Allowed, Cause, Credentials, Failed, Held, Observed, Past, Plan, Target};
 use moneygo_operator::schedule::{self, Backoff, Life, Renew};
 use moneygo_operator::secret::{self, Content, Facts, Found, Issue, Owner, Ownership, Version};
 use moneygo_operator::status::{Failure, Report, State};
@@ -393,8 +393,7 @@ impl Turn<'_> {
 
 fn judge(o: &mut Observed, me: &Replica) {
     let changed = me.memory.attempt.as_ref().is_some_and(|attempt| attempt.refresh_requested != o.refresh_requested);
-    let since = Since { changed, ..Since::default() };
-    o.failure = plan::standing_failure(o, me.memory.untold.as_ref(), since, None);
+    plan::judge_failure(o, &Past { untold: me.memory.untold.as_ref(), changed, ..Past::default() });
 }
 
 fn again(at: Option<Timestamp>) -> Next {
