@@ -1,7 +1,7 @@
 //! The command line. Every flag can be set by an environment variable of the same name behind `MONEYGO_`.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,13 +11,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser};
 use moneygo_operator::lease;
 use moneygo_operator::telemetry::{LogFormat, LogLevel};
+use moneygo_operator::token::check_url;
 use reqwest::Url;
 
 const TOKEN_TIMEOUT_MAX: Duration = Duration::from_mins(5);
 /// Slower than once in a quarter of an hour, no token of an hour could be kept.
 const REQUESTS_PER_SECOND_MIN: f64 = 0.001;
 const REQUESTS_PER_SECOND_MAX: f64 = 10_000.0;
-const CONCURRENCY_MAX: usize = 1_000;
+const CONCURRENCY_MAX: u16 = 1_000;
 const NAMESPACES_MAX: usize = 1_000;
 
 /// Keeps Money-Go access tokens fresh in Kubernetes Secrets.
@@ -58,7 +59,7 @@ pub struct Args {
     /// Token requests under way at once, at most (1 to 1000).
     #[arg(long, env = "MONEYGO_TOKEN_CONCURRENCY", value_name = "COUNT", help_heading = MONEY_GO)]
     #[arg(default_value = "16", value_parser = parse_concurrency, allow_negative_numbers = true)]
-    pub token_concurrency: NonZeroUsize,
+    pub token_concurrency: NonZeroU16,
 
     /// Namespace to watch. Give it again, or a list with commas, for more. All namespaces where unset.
     #[arg(long, env = "MONEYGO_WATCH_NAMESPACE", value_name = "NAMESPACE", help_heading = CLUSTER)]
@@ -124,16 +125,8 @@ impl Args {
 
     /// What no flag can tell alone.
     fn checked(mut self) -> Result<Self, clap::Error> {
-        let url = &self.token_url;
-        if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
-            // clap would repeat the value.
-            return Err(refuse("--token-url must hold no user, password or fragment"));
-        }
-        if self.token_url.scheme() != "https" && !self.allow_insecure_token_url && !is_loopback(&self.token_url) {
-            return Err(refuse(
-                "--token-url must begin with https:// (client secrets are sent to it); for a test, give --allow-insecure-token-url",
-            ));
-        }
+        // Not as the value is parsed: clap would repeat it.
+        check_url(&self.token_url, self.allow_insecure_token_url).map_err(|error| refuse(&error.to_string()))?;
         self.watch_namespace.sort_unstable();
         self.watch_namespace.dedup();
         if self.watch_namespace.len() > NAMESPACES_MAX {
@@ -175,11 +168,6 @@ fn log_format() -> impl TypedValueParser<Value = LogFormat> {
         "json" => LogFormat::Json,
         _ => LogFormat::Text,
     })
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {
@@ -241,8 +229,8 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn parse_concurrency(text: &str) -> Result<NonZeroUsize, String> {
-    let count: Option<NonZeroUsize> = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= CONCURRENCY_MAX);
+fn parse_concurrency(text: &str) -> Result<NonZeroU16, String> {
+    let count: Option<NonZeroU16> = text.parse().ok().filter(|count: &NonZeroU16| count.get() <= CONCURRENCY_MAX);
     count.ok_or_else(|| "must be a whole number from 1 to 1000".to_owned())
 }
 

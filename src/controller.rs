@@ -45,7 +45,7 @@ use crate::work::{Action, Retries, Work};
 
 /// Reconciles at the same time, beyond the grants that may be under way: mending never waits for a grant.
 const CONCURRENCY_BESIDE_GRANTS: u16 = 32;
-/// Reconciles at the same time, beyond those, that hang: each may hold a connection to the API server.
+/// Reconciles that hang at the same time, beyond all those: each may hold a connection to the API server.
 const CONCURRENCY_OF_WHAT_HANGS: usize = 32;
 /// Reconciles at the same time, beyond those, of objects whose turn it is to ask for a token: what hangs must not keep them from it.
 const CONCURRENCY_OF_TURNS: usize = 64;
@@ -53,14 +53,6 @@ const CONCURRENCY_OF_TURNS: usize = 64;
 const WAITS_BEFORE_REPORT: SignedDuration = SignedDuration::from_secs(2);
 /// Who has no token is told that the API server does not let one be had after so many failures: the first few seconds say nothing.
 const FAILURES_BEFORE_REPORT: u32 = 4;
-/// A pass that can says within this time that a token has ended, and what the API server answered: one that fails is repeated within ten seconds.
-const PASSES_TELL_WITHIN: Duration = Duration::from_secs(15);
-/// The first list of the Secrets is done by then, or cannot be had.
-const LISTS_WITHIN: Duration = Duration::from_secs(30);
-/// Of those that none did, so many are told of at a heartbeat.
-const MOST_TOLD_OF_ENDS: usize = 500;
-/// So many of them at the same time.
-const ENDS_TOLD_AT_ONCE: usize = 8;
 /// The first list of the namespaces is waited for no longer: without it a grant is made where one is being deleted, and that is all.
 const NAMESPACES_LISTED_WITHIN: Duration = Duration::from_secs(3);
 /// Before the first look, the key of the digests is waited for no longer.
@@ -69,28 +61,20 @@ const DIGEST_KEY_WITHIN: Duration = Duration::from_secs(3);
 const ELECTED_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is asked of those that wait to be looked at whether they are due.
 const ASKED_UNSEEN_EVERY: Duration = Duration::from_secs(1);
-/// So many of them are asked at a time: each takes some 30 µs.
-const MOST_ASKED_UNSEEN: usize = 500;
 /// The longest sleep of one object. Nothing is done on waking up early.
 const LONGEST_SLEEP: Duration = Duration::from_hours(12);
-/// After a stop is asked for: for what is under way.
+/// After a stop is asked for, so long is waited for what is under way.
 const STOP_LIMIT: Duration = Duration::from_millis(1700);
-/// After that: for writing the tokens that are still held. What is under way must not take it up.
+/// After [`STOP_LIMIT`], so long is left for writing the tokens that are still held. What is under way must not take it up.
 const LAST_WRITES_LIMIT: Duration = Duration::from_millis(500);
-/// So many of those at the same time: each may hang.
+/// How many held tokens are written at the same time at a stop: each write may hang.
 const LAST_WRITES_AT_ONCE: usize = 512;
-/// Between two attempts at one.
+/// Between two attempts to write one of them.
 const LAST_WRITE_RETRY: Duration = Duration::from_millis(100);
-/// For what runs beside the controllers, to end.
+/// After all that, so long is waited for what runs beside the controllers.
 const BACKGROUND_LIMIT: Duration = Duration::from_millis(200);
-/// Attempts to write a late token to the target of an object that is gone.
-const LAST_ATTEMPTS: usize = 3;
-/// Between two attempts to write such a token where the API server refuses it.
-const REFUSED_WRITE_RETRY: Duration = Duration::from_secs(10);
-/// Between two looks for its sake where the API server does not answer.
+/// Between two looks for the sake of a late token, where the API server does not answer.
 const LEFT_RETRY: Duration = Duration::from_secs(2);
-/// How long a repeated token of which the provider says that nothing is left may still live.
-const LAST_SECOND: Duration = Duration::from_secs(1);
 /// How often the clocks are compared, and the heart beats.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Who is tried again after so long has failed several times.
@@ -99,20 +83,8 @@ const FAILING_FOR_LONG: Duration = Duration::from_secs(10);
 const BETWEEN_FAILING: Duration = Duration::from_millis(5);
 /// If a plan is older than this, a clock was set since it was made.
 const SLOWEST_PASS: SignedDuration = SignedDuration::from_secs(30);
-/// By how much the clocks may drift apart between two heartbeats before it is a jump.
-const JUMP: SignedDuration = SignedDuration::from_secs(2);
 /// How long an owner that the API server refuses to change is left as it is.
 const OWNER_REFUSED_FOR: SignedDuration = SignedDuration::from_hours(1);
-/// The first wait between two attempts to watch.
-const WATCH_RETRY_FIRST: Duration = Duration::from_millis(500);
-/// The longest wait between two attempts to watch.
-const WATCH_RETRY_LAST: Duration = Duration::from_secs(5);
-/// A watch that lasted for as long works: if it ends, the next attempt is made soon.
-const WATCH_LASTS: Duration = Duration::from_secs(30);
-/// A watch that is open again and has lasted for as long is back.
-const WATCH_WORKS: Duration = Duration::from_secs(2);
-/// The longest wait between two attempts to get the key of the digests.
-const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
 /// What the controller works with.
 pub struct Settings {
@@ -128,8 +100,6 @@ pub struct Settings {
     pub own_namespace: Option<String>,
     /// The queue before the token endpoint.
     pub grants: Arc<Grants<ObjectKey>>,
-    /// How many grants may be under way.
-    pub token_concurrency: u16,
     /// Whether this replica leads.
     pub leadership: Leadership,
     /// What is counted.
@@ -391,7 +361,7 @@ async fn reconcile_all(
     mut work: Work<ObjectKey>,
     shutdown: CancellationToken,
 ) {
-    let concurrency = context.shared.settings.token_concurrency.saturating_add(CONCURRENCY_BESIDE_GRANTS);
+    let concurrency = context.shared.settings.grants.concurrency().get().saturating_add(CONCURRENCY_BESIDE_GRANTS);
     let places = Arc::new(Semaphore::new(usize::from(concurrency)));
     let most = usize::from(concurrency) + CONCURRENCY_OF_WHAT_HANGS;
     // Neither takes the room of the other: those whose turn it was may hang, too.
@@ -490,7 +460,7 @@ async fn reconcile(key: &ObjectKey, context: Arc<Context>) -> Result<Action, Err
     };
     let Some(object) = context.caches.credential(key) else { return delivered };
     let again = delivered.unwrap_or_else(|_| Action::requeue(LEFT_RETRY));
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let span = Span::of_look(key.namespace(), key.name(), object.meta().uid.as_deref());
     let result = match object.read() {
         Ok(credential) => {
@@ -566,13 +536,18 @@ impl Context {
             }
             plan = plan::plan(&o);
         }
-        if matches!(plan, Plan::Mint(_)) && permit.is_none() {
-            permit = self.admit(&o);
-            if permit.is_none() {
-                return self.wait(&o).await;
+        let action = match plan {
+            Plan::Mint(cause) => {
+                let Some(permit) = permit.or_else(|| self.admit(&o)) else { return self.wait(&o).await };
+                self.mint(&mut o, cause, sight, permit).await?
             }
-        }
-        let action = self.carry_out(&mut o, plan, sight, permit).await?;
+            plan => {
+                drop(permit);
+                self.shared.settings.grants.withdraw(&key_of(&o.owner));
+                self.remember(&o.owner, |memory| memory.waits_since = None);
+                self.carry_out(&mut o, plan, sight).await?
+            }
+        };
         self.remember(&o.owner, Memory::has_passed);
         Ok(action)
     }
@@ -656,26 +631,8 @@ impl Context {
         }
     }
 
-    async fn carry_out(
-        &self,
-        o: &mut Observed,
-        plan: Plan,
-        sight: Sight,
-        permit: Option<Permit<ObjectKey>>,
-    ) -> Result<Action, Error> {
-        if !matches!(plan, Plan::Mint(_)) {
-            drop(permit);
-            self.shared.settings.grants.withdraw(&key_of(&o.owner));
-            self.remember(&o.owner, |memory| memory.waits_since = None);
-            return self.carry_out_at_once(o, plan, sight).await;
-        }
-        match (plan, permit) {
-            (Plan::Mint(cause), Some(permit)) => self.mint(o, cause, sight, permit).await,
-            _ => Ok(Action::await_change()),
-        }
-    }
-
-    async fn carry_out_at_once(&self, o: &mut Observed, plan: Plan, sight: Sight) -> Result<Action, Error> {
+    /// Carries out what takes no permit.
+    async fn carry_out(&self, o: &mut Observed, plan: Plan, sight: Sight) -> Result<Action, Error> {
         match plan {
             Plan::Rest(report, again_at) => {
                 let resumes = plan::resumes(o) && report.issued_at.is_some();
@@ -693,8 +650,9 @@ impl Context {
                 None => Ok(Action::requeue(Duration::ZERO)),
             },
             Plan::Mend(issue) => self.mend(o, *issue, sight).await,
-            // A look is never planned after a look, and `carry_out` has dealt with the mint.
-            Plan::Stand | Plan::Look | Plan::LookToMint | Plan::Mint(_) => Ok(Action::await_change()),
+            Plan::Stand => Ok(Action::await_change()),
+            // None of these is planned after a look. If one were, the next pass begins anew.
+            Plan::Look | Plan::LookToMint | Plan::Mint(_) => Ok(Action::requeue(LEFT_RETRY)),
         }
     }
 

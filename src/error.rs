@@ -6,10 +6,11 @@ use kube::client::AuthError;
 
 /// The bound on every call of the API server that is no watch.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The bound on the write of a Secret after one that was not answered in that time. Webhooks that do not answer, and may be passed over (`failurePolicy: Ignore`),
-/// are waited for one after the other, and a request whose sender has gone is not carried out. The API server itself ends one after 34 s.
+/// The bound on the write of a Secret after one that was not answered within [`CALL_TIMEOUT`]: above the 34 s after which the API server ends a request itself.
+/// It waits for webhooks that do not answer one after the other, also where they may be passed over (`failurePolicy: Ignore`), and does not carry out a
+/// request whose sender has gone.
 pub const LONGEST_WRITE: Duration = Duration::from_secs(36);
-/// Of a cause that is told in another's words, in characters.
+/// How much is repeated of what another program says of a cause, in characters.
 const LONGEST_CAUSE: usize = 200;
 
 /// A call of the API server that did not do what it should.

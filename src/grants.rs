@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::num::NonZeroU32;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,9 +32,9 @@ const COLLECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// What the limiter lets through in this time is a short queue, in which nobody says that it waits.
 const SHORT_QUEUE: Duration = Duration::from_secs(5);
-/// Who has waited for so long, in whatever queue, is to say so; of thousands, [`MOST_TOLD`] at a time.
+/// An object that has waited for so long, in whatever queue, is to say so; of thousands, [`MOST_TOLD`] at a time.
 pub const LONG_WAIT: Duration = Duration::from_mins(2);
-/// So many of them are called for it at a time: each takes a pass and a write, behind which whoever's turn it is would wait.
+/// How many objects are called at a time to say that they wait: each takes a pass and a write, and those whose turn it is come after them.
 pub const MOST_TOLD: usize = 200;
 
 /// Whether an object that waits for leave should say so.
@@ -62,10 +62,10 @@ pub enum Saying {
 /// How much is asked of the endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Requests a second.
-    pub per_second: f64,
+    /// From the start of one request to that of the next, at least.
+    pub between: Duration,
     /// Requests at the same time.
-    pub concurrency: NonZeroU32,
+    pub concurrency: NonZeroU16,
 }
 
 /// How much there is to do, and whether it can be done.
@@ -210,6 +210,12 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         Arc::new(Self { client, limits, clock, state: Mutex::new(state), changed: Notify::new() })
     }
 
+    /// How many requests may be under way at the same time.
+    #[must_use]
+    pub fn concurrency(&self) -> NonZeroU16 {
+        self.limits.concurrency
+    }
+
     fn state(&self) -> MutexGuard<'_, State<K>> {
         // Nothing that holds the lock can leave the state half-changed: a poisoned one is as good as any.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -231,8 +237,8 @@ impl<K: Clone + Ord + Hash> Grants<K> {
         None
     }
 
-    /// Leave after the queue is closed, for who holds a token that may be dead as another's in its Secret may be: left so, that Secret would
-    /// hold it to the next refresh. The limiter is not asked: it takes two replicas that ask at the same moment, one of which stops.
+    /// A permit after the queue is closed, for an object that already holds a token: two replicas asked at once, and the token that is in its Secret may be
+    /// the dead one, which would stay there until its refresh. The limiter is not asked: this is rare, for one of the two has to stop just then.
     pub fn admit_last(self: &Arc<Self>, key: &K) -> Option<Permit<K>> {
         let mut state = self.state();
         let may_start = state.closes_at.is_some() && !state.is_too_late() && state.has_room(self.limits);
@@ -420,7 +426,7 @@ impl<K: Clone + Ord + Hash> State<K> {
 
     /// Whether one more may ask. In an outage only one does.
     fn has_room(&self, limits: Limits) -> bool {
-        let most = if self.health.outage.is_some() { 1 } else { limits.concurrency.get() };
+        let most = if self.health.outage.is_some() { 1 } else { u32::from(limits.concurrency.get()) };
         self.in_use < most
     }
 
@@ -436,15 +442,15 @@ impl<K: Clone + Ord + Hash> State<K> {
         let starts = self.may_start(limits, now);
         if starts {
             self.in_use += 1;
-            self.next_start = self.next_start.max(now) + Duration::from_secs_f64(1.0 / limits.per_second);
+            self.next_start = self.next_start.max(now) + limits.between;
         }
         starts
     }
 
     /// Whether the limiter has soon let all of them through.
     fn is_short(&self, limits: Limits) -> bool {
-        let waiting = u32::try_from(self.queue.len()).map_or(f64::INFINITY, f64::from);
-        waiting < limits.per_second * SHORT_QUEUE.as_secs_f64()
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        limits.between.saturating_mul(waiting) < SHORT_QUEUE
     }
 
     fn enqueue(&mut self, key: &K, urgency: Urgency) {

@@ -334,8 +334,8 @@ fn describe(error: &kube::Error) -> String {
 }
 
 impl Election {
-    /// Does as [`Self::run`] does once `listed` is done, or [`STANDS_WITHIN`] later: a leader that still lists keeps another from it that would not have
-    /// to, but there are tokens whose end is to be told, too.
+    /// As [`Self::run`], but stands for election only once `listed` is done: a leader that is still listing would keep a replica from leading that is
+    /// ready to. At the latest after [`STANDS_WITHIN`], for somebody has to say it where a token ends.
     pub async fn run_after(mut self, listed: impl Future<Output = ()>, shutdown: CancellationToken) {
         let listed = time::timeout(STANDS_WITHIN, listed);
         let went_back = async {

@@ -7,6 +7,7 @@
 //! | [`crd`] | spec and status, CEL rules, names of conditions, reasons and annotations | IO |
 //! | [`schedule`] | when to refresh, when to retry, allowances | clocks, randomness |
 //! | [`digest`] | keyed digests of secrets | the secrets themselves |
+//! | [`access_token`] | the token, and what can be one | where it comes from |
 //! | [`secret`] | the target Secret: what it should be, what its metadata tells, whose it is | IO |
 //! | [`status`] | an outcome → the status | IO |
 //! | [`plan`] | `plan(&Observed) -> Plan` | `async`, a client, a clock |
@@ -26,7 +27,7 @@
 //! | [`traces`] | spans for OpenTelemetry, with the feature `otlp` | secrets, spans of other crates |
 //!
 //! Dependencies point one way: `controller → {grants → token, apply, lease, watch, caches, memory, events, work}`, `controller → plan →
-//! {secret, status} → {schedule, digest, crd}`, `controller → telemetry → {caches, grants}`. Nothing imports `controller`.
+//! {secret, status} → {schedule, digest, crd, access_token}`, `controller → telemetry → {caches, grants}`. Nothing imports `controller`.
 //!
 //! # Invariants
 //!
@@ -35,6 +36,7 @@
 //! - A token that was issued is in [`memory`] until the write that stores it has succeeded.
 //! - No type that holds a secret shows it in `Debug`, and no error carries text of a response.
 
+pub mod access_token;
 pub mod apply;
 pub mod caches;
 pub mod clock;

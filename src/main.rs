@@ -176,11 +176,8 @@ fn settings(args: &Args, cluster: &Cluster, told: Told) -> anyhow::Result<Settin
         timeout: args.token_timeout,
     };
     let token_client = TokenClient::new(&endpoint, Clock::SYSTEM)?;
-    let concurrency = u16::try_from(args.token_concurrency.get()).unwrap_or(u16::MAX);
-    let limits = Limits {
-        per_second: args.token_requests_per_second,
-        concurrency: args.token_concurrency.try_into().context("--token-concurrency is too large")?,
-    };
+    let between = Duration::from_secs_f64(1.0 / args.token_requests_per_second);
+    let limits = Limits { between, concurrency: args.token_concurrency };
     let own_namespace = args.leader_elect_namespace.clone().or_else(|| cluster.namespace.clone());
     Ok(Settings {
         client: cluster.client.clone(),
@@ -189,7 +186,6 @@ fn settings(args: &Args, cluster: &Cluster, told: Told) -> anyhow::Result<Settin
         label_selector: args.label_selector.clone(),
         own_namespace,
         grants: Grants::new(token_client, limits, Clock::SYSTEM),
-        token_concurrency: concurrency,
         leadership,
         metrics,
         probes,

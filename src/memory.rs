@@ -6,12 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
+use crate::access_token::AccessToken;
 use crate::caches::ObjectKey;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::plan::{Allowed, Failed};
 use crate::schedule::{Allowance, Undone};
 use crate::secret::{Issue, Version};
-use crate::token::AccessToken;
 
 /// A token that was issued and is not written yet.
 #[derive(Debug, Clone)]

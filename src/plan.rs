@@ -11,7 +11,7 @@ use crate::schedule::{self, Life, Urgency};
 use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
 use crate::status::{self, Failure, Report, State, Verdict};
 
-/// Of a token that was asked for with nobody knows what: no spec has this one.
+/// What is recorded where the scope that a token was asked for with is unknown. No spec can have it, so that a new token follows.
 const UNKNOWN_SCOPE: &str = "";
 const OUTAGE: &str = "the token endpoint is down for everyone; a token is asked for as soon as it is back";
 
@@ -320,11 +320,7 @@ fn decide(o: &Observed) -> Plan {
 /// The API server refused the write, and it is not time to try again.
 #[must_use]
 pub fn is_write_refused(o: &Observed) -> bool {
-    o.failure.as_ref().is_some_and(|failure| is_of_the_write(failure) && failure.holds_back(o.now))
-}
-
-fn is_of_the_write(failure: &Failure) -> bool {
-    failure.reason == Reason::TargetForbidden
+    o.failure.as_ref().is_some_and(|failure| failure.is_of_the_write() && failure.holds_back(o.now))
 }
 
 /// No grant and no first write for what is being deleted. A token that came late still goes to a target that outlives its
@@ -462,12 +458,7 @@ pub fn is_restampable(o: &Observed) -> bool {
 fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
     let marks = &facts.marks;
     let settled = is_settled(o);
-    let remembered = o
-        .status
-        .observed_credentials
-        .as_ref()
-        .filter(|_| settled)
-        .map(|seen| Version { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() });
+    let remembered = observed_credentials(o).filter(|_| settled);
     let scope = if settled { spec.scope.as_str() } else { UNKNOWN_SCOPE };
     Issue {
         life,
@@ -506,19 +497,11 @@ fn token(o: &Observed, spec: &Resolved) -> Token {
 /// The annotations are believed where the status says the same and nobody else wrote the data.
 fn seen_token(o: &Observed, spec: &Resolved, facts: &Facts, trusted: bool) -> Token {
     let Some(life) = facts.marks.life.filter(|life| trusted && life.is_credible()) else { return Token::Unclear };
-    let status = &o.status;
-    let agrees = status.issued_at == Some(life.issued_at)
-        && status.expires_at == Some(life.expires_at)
-        && status.refresh_at == facts.marks.refresh_at;
-    let known = agrees || status_follows(status, facts, life, spec, &o.owner.uid);
-    if known { Token::Good(life) } else { Token::Unclear }
-}
-
-/// The spec's refresh time changed: status and annotations agree with each other no more, but the life is the same.
-fn status_follows(status: &MoneyGoCredentialStatus, facts: &Facts, life: Life, spec: &Resolved, uid: &str) -> bool {
-    status.issued_at == Some(life.issued_at)
-        && status.expires_at == Some(life.expires_at)
-        && facts.marks.refresh_at == Some(life.refresh_at(spec.renew, uid))
+    let is_told = o.status.issued_at == Some(life.issued_at) && o.status.expires_at == Some(life.expires_at);
+    let marked = facts.marks.refresh_at;
+    // Where the spec's refresh time is another, the annotations follow first, and the status with the next pass.
+    let is_due_as_told = o.status.refresh_at == marked || marked == Some(life.refresh_at(spec.renew, &o.owner.uid));
+    if is_told && is_due_as_told { Token::Good(life) } else { Token::Unclear }
 }
 
 /// The status remembers a later token than the one that is there: an older Secret was restored over it.
@@ -741,7 +724,7 @@ fn account_of(o: &Observed, asks: bool) -> Plan {
     let life = token.life();
     let failure = o.failure.clone().filter(|failure| {
         // A suspension ends attempts, but not the writing of a token that was issued before it.
-        obstacle.is_none() && ((!is_suspended(o) && !is_immutable(o)) || is_of_the_write(failure))
+        obstacle.is_none() && ((!is_suspended(o) && !is_immutable(o)) || failure.is_of_the_write())
     });
     let report = Report {
         generation: o.generation,
@@ -802,11 +785,11 @@ fn is_suspended(o: &Observed) -> bool {
 }
 
 fn remembered_life(o: &Observed) -> Option<Life> {
-    let (issued_at, expires_at) = o.status.issued_at.zip(o.status.expires_at)?;
+    let told = life_in_status(&o.status)?;
     let facts = o.target.facts().filter(|facts| o.claimed && !matches!(facts.seal, Seal::Broken(_)))?;
     let marked = facts.marks.life;
-    let is_another = marked.is_some_and(|life| life.issued_at != issued_at);
-    let life = Life { issued_at, expires_at, repeated: marked.is_some_and(|life| life.repeated) };
+    let is_another = marked.is_some_and(|life| life.issued_at != told.issued_at);
+    let life = Life { repeated: marked.is_some_and(|life| life.repeated), ..told };
     (!is_another).then_some(life).filter(|life| life.is_credible())
 }
 
@@ -909,7 +892,7 @@ fn refreshed(o: &Observed, obstacle: Option<&Obstacle>, token: &Token, asks: boo
     if let Some(obstacle) = obstacle {
         return Verdict::new(State::False, obstacle.reason, obstacle.message.clone());
     }
-    if let Some(failure) = o.failure.as_ref().filter(|failure| is_of_the_write(failure)) {
+    if let Some(failure) = o.failure.as_ref().filter(|failure| failure.is_of_the_write()) {
         return Verdict::new(State::False, failure.reason, failure.message.clone());
     }
     if is_suspended(o) {
@@ -1033,7 +1016,7 @@ pub fn judge_failure(o: &mut Observed, past: &Past<'_>) {
         })
     };
     let is_standing = stands(past.same_client);
-    let is_of_a_grant = |failure: &Failure| failure.is_of_an_attempt() && !is_of_the_write(failure);
+    let is_of_a_grant = |failure: &Failure| failure.is_of_an_attempt() && !failure.is_of_the_write();
     let due_of_grant = due.filter(|_| last.as_ref().is_some_and(|last| is_of_a_grant(&last.failure)));
     let is_hurried = !is_standing && !says_refreshed_of_this(o);
     o.may_stand = !is_standing && stands(true) && due.is_some_and(|due| due > o.now);

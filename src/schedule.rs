@@ -17,9 +17,12 @@ const WHOLE_SECONDS_FROM: SignedDuration = SignedDuration::from_secs(60);
 /// A failed attempt may wait this long at most, where only a person can mend it: a later `nextAttemptAt` was not written by us.
 pub const LONGEST_RETRY: SignedDuration = SignedDuration::from_hours(6);
 
-/// The same for all others, which wait for longer than their class has it only where the endpoint asks for an hour at most (`Retry-After`); by a clock that
-/// may be another.
-pub const LONGEST_RETRY_AFTER: SignedDuration = SignedDuration::from_mins(61);
+/// The longest `Retry-After` that is obeyed.
+pub const MAX_RETRY_AFTER: SignedDuration = SignedDuration::from_hours(1);
+
+/// The same for all other failures: nothing makes them wait for longer than a `Retry-After`, which may have been noted by another clock.
+pub const LONGEST_RETRY_AFTER: SignedDuration =
+    SignedDuration::from_secs(MAX_RETRY_AFTER.as_secs() + CLOCKS_DIFFER.as_secs());
 
 /// How long a mend that did not hold is waited with: at first, and at most.
 const SHORTEST_UNDONE: SignedDuration = SignedDuration::from_secs(10);
@@ -226,11 +229,15 @@ pub fn before(at: Timestamp, length: Duration) -> Timestamp {
     add(at, -signed(length))
 }
 
-/// When a failed attempt is repeated.
+/// When an attempt that failed at `now` is repeated: after the wait of its class ([`Backoff`]), but where something below says otherwise.
 ///
-/// `earlier` is how long was waited after the one of this kind before it, and `attempts` how many failed in a row. `retry_after` is what the endpoint asked for and is honoured (the reader of the answer caps it), but for zero: that is a
-/// second, doubling up to the wait of the class. Otherwise the wait is the class's; but while a token lives, never later than half (a rejection) or a quarter (anything else) of the time it has
-/// left, and at least a second.
+/// - `earlier`: how long was waited after the failure of this kind before it. `None` where this is the first of its kind.
+/// - `attempts`: how many failed in a row, this one among them.
+/// - `retry_after`: what the endpoint asked for. It is honoured (the reader of the answer caps it); zero counts as a second, doubling up to the wait
+///   of the class.
+/// - `expires_at`: when the token ends that is there. While it lives, the wait is at most half (a rejection) or a quarter (anything else) of what is left,
+///   and at least a second. A moment that is past changes nothing.
+/// - `seed`: the object's uid, for the jitter.
 #[must_use]
 pub fn next_attempt(
     now: Timestamp,

@@ -12,10 +12,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectM
 use kube::Resource as _;
 use serde::{Deserialize, Serialize};
 
+use crate::access_token::AccessToken;
 use crate::crd::{DeletionPolicy, MoneyGoCredential, Resolved, annotation};
 use crate::digest::{DigestKey, Match};
 use crate::schedule::Life;
-use crate::token::AccessToken;
 
 mod sent;
 

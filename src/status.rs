@@ -102,6 +102,12 @@ impl Failure {
         self.reason != Reason::SecretsUnavailable
     }
 
+    /// Whether it was the API server that refused the write of the target.
+    #[must_use]
+    pub fn is_of_the_write(&self) -> bool {
+        self.reason == Reason::TargetForbidden
+    }
+
     /// How long was waited after this one, where one for `reason` is of its kind, and is waited for twice as long. `status` is what was told then, and
     /// `ended_at` when the token ends that was there: what was tried in haste, for its sake, counts for half of the time since it began to fail,
     /// as waits that double would.

@@ -30,21 +30,21 @@ use tokio::time::{Instant, timeout_at};
 use tower::{BoxError, Layer, Service, ServiceExt as _, util::BoxCloneSyncService};
 
 use crate::clock::Clock;
+use crate::schedule;
 
+pub use crate::access_token::{AccessToken, MAX_TOKEN_BYTES};
 pub use answer::read_answer;
 pub use error::{BadResponse, CaFileProblem, ConfigError, OAuthError, TokenError, Unavailability};
 
 /// The longest lifetime that is believed: a year and a day, so that no answer makes a token live for ever.
-pub const MAX_LIFETIME: Duration = Duration::from_hours(366 * 24);
+pub const MAX_LIFETIME: Duration = schedule::MAX_LIFETIME.unsigned_abs();
 /// What is taken for the lifetime where an answer states none (RFC 6749 §5.1 allows that): short enough for most
 /// providers.
 pub const ASSUMED_LIFETIME: Duration = Duration::from_hours(1);
 /// The longest `Retry-After` that is obeyed.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
+pub const MAX_RETRY_AFTER: Duration = schedule::MAX_RETRY_AFTER.unsigned_abs();
 /// No more than this is read of an answer's body.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
-/// The longest token that is taken. Most servers take no longer header anyway.
-pub const MAX_TOKEN_BYTES: usize = 32 * 1024;
 /// The longest deadline that can be asked for.
 pub const MAX_TIMEOUT: Duration = Duration::from_mins(10);
 /// The largest file of CA certificates that is read.
@@ -69,12 +69,6 @@ impl ClientCredentials {
         Self { id: id.into(), secret: secret.into() }
     }
 
-    /// The client's id.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        self.id.expose_secret()
-    }
-
     /// Id and secret in the clear, for a digest of both. Not for any output.
     #[must_use]
     pub fn expose(&self) -> (&str, &str) {
@@ -85,45 +79,6 @@ impl ClientCredentials {
 impl fmt::Debug for ClientCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientCredentials([redacted])")
-    }
-}
-
-/// An access token that can be sent as `Authorization: Bearer …`. `Debug` does not show it; wiped from memory when
-/// dropped.
-#[derive(Clone)]
-pub struct AccessToken(SecretString);
-
-impl AccessToken {
-    /// A token of 1 to [`MAX_TOKEN_BYTES`] visible ASCII characters and inner spaces; none for any other text.
-    ///
-    /// RFC 6749 App. A.12 has 1*VSCHAR, which includes the space, but a space at an end would be lost on the way
-    /// through a header.
-    #[must_use]
-    pub fn new(token: String) -> Option<Self> {
-        // Wiped when refused, too.
-        let secret = SecretString::from(token);
-        Self::is_possible(secret.expose_secret()).then(|| Self(secret))
-    }
-
-    /// Whether a text can be a token.
-    #[must_use]
-    pub fn is_possible(text: &str) -> bool {
-        let bytes = text.as_bytes();
-        (1..=MAX_TOKEN_BYTES).contains(&bytes.len())
-            && bytes.iter().all(|byte| matches!(byte, 0x20..=0x7e))
-            && bytes.trim_ascii().len() == bytes.len()
-    }
-
-    /// The token in the clear. For the target Secret and for digests, not for any other output.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        self.0.expose_secret()
-    }
-}
-
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AccessToken([redacted])")
     }
 }
 
@@ -270,6 +225,15 @@ impl TokenClient {
 
 fn parse_url(url: &str, allow_insecure: bool) -> Result<Url, ConfigError> {
     let url = Url::parse(url).map_err(|_| ConfigError::Url)?;
+    check_url(&url, allow_insecure)?;
+    Ok(url)
+}
+
+/// Whether tokens may be asked for at a URL.
+///
+/// # Errors
+/// That it is not https (but for a loopback host, or where that is allowed), or holds what has no place there. No error repeats it.
+pub fn check_url(url: &Url, allow_insecure: bool) -> Result<(), ConfigError> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(ConfigError::UserInfo);
     }
@@ -278,13 +242,13 @@ fn parse_url(url: &str, allow_insecure: bool) -> Result<Url, ConfigError> {
     }
     match url.scheme() {
         "https" => {}
-        "http" if allow_insecure || is_loopback(&url) => {}
+        "http" if allow_insecure || is_loopback(url) => {}
         "http" => return Err(ConfigError::Insecure),
         _ => return Err(ConfigError::Scheme),
     }
     // What is sent is an http::Uri, which has a grammar of its own.
     url.as_str().parse::<http::Uri>().map_err(|_| ConfigError::Url)?;
-    Ok(url)
+    Ok(())
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -71,9 +71,9 @@ impl Retries {
     }
 }
 
-/// Who hung so often in a row is expected to hang again: once may have been chance.
+/// An object that hung so often in a row is expected to hang again: once may have been chance.
 const HANGS: u32 = 2;
-/// So many of those are looked at at once: each takes a place of the API server's, too.
+/// How many of the objects that are expected to hang are looked at at once: each takes a place of the API server's, too.
 const HANGING_AT_ONCE: usize = 8;
 
 /// A work queue. `K` names an object.
@@ -103,7 +103,7 @@ enum Place {
     /// Its turn to ask for a token: its leave does not last.
     Turn(u64),
     Ready(u64),
-    /// Expected to hang, which it did so often. Who may have hung by chance comes first: it would wait for all that do for good.
+    /// Expected to hang: it did so often in a row. Fewer times come first, so that one that hung by chance does not stand behind those that always do.
     ToHang(u32, u64),
 }
 

@@ -86,7 +86,7 @@ fn a_wrong_flag_is_said_in_one_line() {
         ),
         (
             &["--token-url=http://example.test/"],
-            "error: --token-url must begin with https:// (client secrets are sent to it); for a test, give --allow-insecure-token-url\n"
+            "error: --token-url must begin with https://: client secrets would cross the network in the clear (--allow-insecure-token-url permits it)\n"
                 .to_owned(),
         ),
     ] {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::observe::held_facts;
-use super::{Context, LAST_ATTEMPTS, LAST_SECOND, REFUSED_WRITE_RETRY, Sight, WAITS_BEFORE_REPORT, key_of};
+use super::{Context, Sight, WAITS_BEFORE_REPORT, key_of};
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{MoneyGoCredential, Reason, Resolved};
 use crate::error::Error;
@@ -20,6 +20,13 @@ use crate::status::{self, Failure};
 use crate::token::{BadResponse, ClientCredentials, Grant, LifetimeSource, TokenError};
 use crate::traces::Span;
 use crate::work::Action;
+
+/// Attempts to write a late token to the target of an object that is gone.
+const LAST_ATTEMPTS: usize = 3;
+/// Between two attempts to write a late token to the target of an object that is gone, where the API server refuses it.
+const REFUSED_WRITE_RETRY: Duration = Duration::from_secs(10);
+/// How long a repeated token of which the provider says that nothing is left may still live.
+const LAST_SECOND: Duration = Duration::from_secs(1);
 
 impl Context {
     pub(super) async fn mint(
@@ -34,24 +41,59 @@ impl Context {
         let Some(Ok((id, client_secret))) = read else { return Ok(Action::requeue(Duration::ZERO)) };
         let credentials = ClientCredentials::new(id.to_owned(), client_secret.to_owned());
         let digest = self.shared.digest_key().map(|key| key.of_credentials(id, client_secret));
-        if self.namespace.is_some() && self.shared.api_server.is_namespace_ending(&o.owner.namespace).await? {
-            return Ok(Action::await_change());
-        }
-        // The way here may have taken as long as a term. Who holds a token settles what becomes of it in any case.
-        if cause != Cause::Settle && !self.shared.settings.leadership.is_leader() {
-            return Ok(Action::await_change());
-        }
-        if self.has_moved_on(o) {
-            return Ok(Action::requeue(Duration::ZERO));
-        }
-        if self.shared.settings.grants.is_too_late() {
-            return Ok(Action::await_change());
+        if let Some(action) = self.kept_from_asking(o, cause).await? {
+            return Ok(action);
         }
         self.remember(&o.owner, |memory| memory.take(plan::allowances(o, cause), self.now()));
         tracing::debug!(namespace = %o.owner.namespace, name = %o.owner.name, reason = cause.as_str(), "asking for a token");
+        let (answer, asked_at) = self.ask(o, &credentials, &spec.scope, permit).await;
+        let grant = match answer {
+            Ok(grant) => grant,
+            Err((error, blame)) => return self.attempt_failed(o, &error, blame, digest.as_deref()).await,
+        };
+        let life = lived(asked_at, &grant, o, &sight, &spec);
+        if life.is_expired(o.now) {
+            return self.came_too_late(o, digest.as_deref()).await;
+        }
+        let version = sight.credentials.as_ref().map(|secret| Version::of(&secret.metadata));
+        let issue = Issue {
+            life,
+            scope: spec.scope,
+            refresh_handled: o.refresh_requested.clone(),
+            credentials: version.unwrap_or_default(),
+            credentials_digest: digest,
+        };
+        let replaces = o.target.life().map(|life| life.issued_at);
+        self.hold(o, HeldToken { token: grant.token, issue, replaces });
+        self.deliver(o, sight).await
+    }
+
+    /// What has come in the way since the Secrets were read, at the last moment before a request; and what is done instead.
+    async fn kept_from_asking(&self, o: &Observed, cause: Cause) -> Result<Option<Action>, Error> {
+        if self.namespace.is_some() && self.shared.api_server.is_namespace_ending(&o.owner.namespace).await? {
+            return Ok(Some(Action::await_change()));
+        }
+        // The way here may have taken as long as a term. Who holds a token settles what becomes of it in any case.
+        if cause != Cause::Settle && !self.shared.settings.leadership.is_leader() {
+            return Ok(Some(Action::await_change()));
+        }
+        if self.has_moved_on(o) {
+            return Ok(Some(Action::requeue(Duration::ZERO)));
+        }
+        Ok(self.shared.settings.grants.is_too_late().then(Action::await_change))
+    }
+
+    /// Makes the request. Beside its answer it returns when it was sent, and `o` is of the moment of the answer.
+    async fn ask(
+        &self,
+        o: &mut Observed,
+        credentials: &ClientCredentials,
+        scope: &str,
+        permit: Permit<ObjectKey>,
+    ) -> (Result<Grant, (TokenError, Blame)>, Timestamp) {
         let begun = self.shared.settings.clock.moment();
         let span = Span::of_call("ask for a token");
-        let asking = Box::pin(span.around(permit.request(&credentials, &spec.scope)));
+        let asking = Box::pin(span.around(permit.request(credentials, scope)));
         let answer = match select(asking, Box::pin(self.tell_of_expiry(o.clone()))).await {
             Either::Left((answer, _)) => answer,
             Either::Right((told, asking)) => {
@@ -64,33 +106,8 @@ impl Context {
         let took = self.shared.settings.clock.moment().since(begun);
         self.shared.settings.metrics.token_request(result.as_str(), took.as_secs_f64());
         o.now = self.now();
-        // Just before it was sent, by the wall clock as it is now: it may have been set meanwhile.
-        let asked_at = schedule::before(o.now, took);
-        match answer {
-            Err((error, blame)) => self.attempt_failed(o, &error, blame, digest.as_deref()).await,
-            Ok(grant) => {
-                let life = lived(asked_at, &grant, o, &sight, &spec);
-                if life.is_expired(o.now) {
-                    return self.came_too_late(o, digest.as_deref()).await;
-                }
-                let issue = Issue {
-                    life,
-                    scope: spec.scope.clone(),
-                    refresh_handled: o.refresh_requested.clone(),
-                    credentials: sight
-                        .credentials
-                        .as_ref()
-                        .map(|secret| Version::of(&secret.metadata))
-                        .unwrap_or_default(),
-                    credentials_digest: digest,
-                };
-                self.hold(
-                    o,
-                    HeldToken { token: grant.token, issue, replaces: o.target.life().map(|life| life.issued_at) },
-                );
-                self.deliver(o, sight).await
-            }
-        }
+        // By the wall clock as it is now: it may have been set meanwhile.
+        (answer, schedule::before(o.now, took))
     }
 
     /// Says so as the token in the target ends, though the answer that may bring another is still to come; soon, where it had ended before or
@@ -139,7 +156,7 @@ impl Context {
         };
         o.ending = self.is_ending(&o.owner, &credential);
         match plan::plan(o) {
-            plan @ (Plan::Store | Plan::Forget) => self.carry_out_at_once(o, plan, sight).await,
+            plan @ (Plan::Store | Plan::Forget) => self.carry_out(o, plan, sight).await,
             // Anything else is decided on a fresh look.
             _ => Ok(Action::requeue(Duration::ZERO)),
         }
@@ -173,7 +190,7 @@ impl Context {
         o.ending = !self.lives_unseen(&o.owner).await?;
         for _ in 0..LAST_ATTEMPTS {
             match plan::plan(o) {
-                Plan::Store => match self.carry_out_at_once(o, Plan::Store, sight).await {
+                Plan::Store => match self.carry_out(o, Plan::Store, sight).await {
                     Err(error) if error.is_conflict() => sight = self.look(o).await?,
                     Err(error) => return Err(error),
                     Ok(_) => return Ok(!o.ending),
@@ -289,9 +306,7 @@ impl Context {
         }
         let attempt = Attempt {
             refresh_requested: o.refresh_requested.clone(),
-            target: matches!(failure.reason, Reason::TargetForbidden)
-                .then(|| o.target.facts().map(|facts| facts.version.clone()))
-                .flatten(),
+            target: failure.is_of_the_write().then(|| o.target.facts().map(|facts| facts.version.clone())).flatten(),
             client: client.map(|digest| (schedule::floor_millis(failure.at), digest.into())),
         };
         let failure = failure.in_milliseconds();

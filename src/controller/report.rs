@@ -9,10 +9,7 @@ use kube::api::ObjectMeta;
 use serde::Serialize;
 
 use super::observe::newest_version;
-use super::{
-    Context, FAILURES_BEFORE_REPORT, LISTS_WITHIN, MOST_TOLD_OF_ENDS, PASSES_TELL_WITHIN, WAITS_BEFORE_REPORT,
-    is_of_chance, key_of,
-};
+use super::{Context, FAILURES_BEFORE_REPORT, WAITS_BEFORE_REPORT, is_of_chance, key_of};
 use crate::caches::{Guarded, ObjectKey};
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Reason};
 use crate::error::Error;
@@ -24,6 +21,14 @@ use crate::schedule;
 use crate::secret::{Owner, Version};
 use crate::status::{self, Failure, State};
 use crate::work::Action;
+
+/// A pass that can says within this time that a token has ended, and what the API server answered: one that fails is repeated within ten seconds. Who is
+/// later is told of without a pass.
+const PASSES_TELL_WITHIN: Duration = Duration::from_secs(15);
+/// The first list of the Secrets is done by then, or cannot be had.
+const LISTS_WITHIN: Duration = Duration::from_secs(30);
+/// At each heartbeat no more objects are told of whose tokens have ended with no pass that said so.
+const MOST_TOLD_OF_ENDS: usize = 500;
 
 impl Context {
     pub(super) async fn account(&self, o: &mut Observed) -> Result<Action, Error> {

@@ -16,10 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{
-    Call, Context, DIGEST_KEY_RETRY, ENDS_TOLD_AT_ONCE, HEARTBEAT, JUMP, MOST_ASKED_UNSEEN, Settings, Shared,
-    WATCH_LASTS, WATCH_RETRY_FIRST, WATCH_RETRY_LAST, WATCH_WORKS,
-};
+use super::{Call, Context, HEARTBEAT, Settings, Shared};
 use crate::apply;
 use crate::caches::{Guarded, ObjectKey};
 use crate::clock::Moment;
@@ -29,6 +26,23 @@ use crate::error::{Error, has_code, reason_of};
 use crate::plan::{self, Plan};
 use crate::secret::{SecretMeta, Version};
 use crate::watch::{Shown, watch};
+
+/// How many objects whose tokens have ended are told of at the same time, where no pass did.
+const ENDS_TOLD_AT_ONCE: usize = 8;
+/// Of the objects that wait for a look, so many are asked at a time whether they are due: each takes some 30 µs.
+const MOST_ASKED_UNSEEN: usize = 500;
+/// By how much the clocks may drift apart between two heartbeats before it is a jump.
+const JUMP: SignedDuration = SignedDuration::from_secs(2);
+/// The first wait between two attempts to watch.
+const WATCH_RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait between two attempts to watch.
+const WATCH_RETRY_LAST: Duration = Duration::from_secs(5);
+/// A watch that lasted for as long works: if it ends, the next attempt is made soon.
+const WATCH_LASTS: Duration = Duration::from_secs(30);
+/// A watch that is open again and has lasted for as long is back.
+const WATCH_WORKS: Duration = Duration::from_secs(2);
+/// The longest wait between two attempts to get the key of the digests.
+const DIGEST_KEY_RETRY: Duration = Duration::from_mins(1);
 
 impl Context {
     pub(super) fn watches(&self, namespace: &str) -> bool {
@@ -130,8 +144,8 @@ impl Context {
         let _ = self.calls.send(if is_turn { Call::First(key) } else { Call::Soon(key) });
     }
 
-    /// Those that are due while they wait to be looked at go to the queue of grants without: they may wait behind many that hang. Of more than
-    /// can be asked at a time, each `round` asks others.
+    /// Puts objects that are due into the queue of grants while they still wait for a look, which may be behind many that hang. At most
+    /// [`MOST_ASKED_UNSEEN`] are asked; `round` says which.
     pub(super) fn queue_those_due<'a>(&self, waiting: impl Iterator<Item = &'a ObjectKey>, round: usize) {
         let (now, grants) = (self.now(), &self.shared.settings.grants);
         if grants.is_outage() || !self.shared.settings.leadership.is_leader() {

@@ -8,6 +8,7 @@ use kube::api::ObjectMeta;
 use tokio::time::Instant;
 
 use super::{Context, OWNER_REFUSED_FOR, Sight, key_of};
+use crate::access_token::AccessToken;
 use crate::caches::ObjectKey;
 use crate::crd::{Reason, Resolved};
 use crate::digest::Match;
@@ -17,8 +18,7 @@ use crate::memory::{HeldToken, Told, UndoneMend};
 use crate::plan::{self, Credentials, Observed, Plan, Target};
 use crate::schedule::{self, Backoff, Life, Undone};
 use crate::secret::{self, Content, Facts, Found, Issue, Owner, Ownership};
-use crate::status;
-use crate::token::AccessToken;
+use crate::status::{self, Failure};
 use crate::work::Action;
 
 impl Context {
@@ -104,7 +104,7 @@ impl Context {
             Err(error) => return Err(error),
         };
         o.now = self.now();
-        if o.failure.as_ref().is_some_and(|failure| failure.reason == Reason::TargetForbidden) {
+        if o.failure.as_ref().is_some_and(Failure::is_of_the_write) {
             o.failure = None;
             self.remember(&o.owner, |memory| (memory.attempt, memory.untold) = (None, None));
         }

@@ -35,8 +35,9 @@ fn token_client(url: &str) -> TokenClient {
     TokenClient::new(&config, Clock::new(wall, || Duration::ZERO)).unwrap()
 }
 
-fn limits(per_second: f64, concurrency: u32) -> Limits {
-    Limits { per_second, concurrency: NonZeroU32::new(concurrency).unwrap() }
+fn limits(per_second: f64, concurrency: u16) -> Limits {
+    let between = Duration::from_secs_f64(1.0 / per_second);
+    Limits { between, concurrency: NonZeroU16::new(concurrency).unwrap() }
 }
 
 /// A queue whose `run` is running, and whom it calls.
@@ -57,7 +58,7 @@ impl Queue {
     }
 
     /// One that makes no request.
-    fn new(per_second: f64, concurrency: u32) -> Self {
+    fn new(per_second: f64, concurrency: u16) -> Self {
         Self::at("http://127.0.0.1:9/token", limits(per_second, concurrency))
     }
 

@@ -516,7 +516,7 @@ fn says_who_is_to_blame_and_what_to_do() {
 #[test]
 fn debug_shows_no_secret() {
     assert_eq!(format!("{:?}", credentials()), "ClientCredentials([redacted])");
-    assert_eq!(credentials().id(), CLIENT);
+    assert_eq!(credentials().expose().0, CLIENT);
     let token = AccessToken::new(TOKEN.to_owned()).unwrap();
     assert_eq!(format!("{:?}", token.clone()), "AccessToken([redacted])");
 }

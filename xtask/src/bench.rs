@@ -75,5 +75,5 @@ fn build() -> anyhow::Result<PathBuf> {
     let mut build = terminal::cargo(checkout());
     let status = build.args(["build", "--release", "--locked", "--bin", "moneygo-operator"]).status();
     ensure!(status.context("cannot run cargo")?.success(), "the operator cannot be built: see above");
-    Ok(checkout().join("target/release/moneygo-operator"))
+    Ok(terminal::target_folder().join("release/moneygo-operator"))
 }

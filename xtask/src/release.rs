@@ -40,7 +40,7 @@ pub fn write() -> anyhow::Result<PathBuf> {
     let certificates = certificates.into_iter().chain(CERTIFICATES.map(PathBuf::from)).find(|file| file.is_file());
     let certificates = certificates.context("no certificates for the image: install ca-certificates")?;
     let leash = temporary("release")?;
-    let target = target_folder();
+    let target = terminal::target_folder();
     let built = Build::make(&leash, checkout(), &target)?;
     let artefacts = target.join("release-artefacts");
     let program = artefacts.join(PROGRAM);
@@ -243,11 +243,6 @@ fn git(arguments: &[&str]) -> anyhow::Result<String> {
 fn temporary(name: &str) -> anyhow::Result<Leash> {
     let folder = env::temp_dir().join(format!("moneygo-{name}-{}", std::process::id()));
     Leash::new(folder).context("cannot make a temporary folder")
-}
-
-fn target_folder() -> PathBuf {
-    let set = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
-    checkout().join(set.map_or_else(|| "target".into(), PathBuf::from))
 }
 
 fn cargo_home() -> anyhow::Result<PathBuf> {

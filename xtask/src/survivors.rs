@@ -16,7 +16,7 @@ use crate::{checkout, terminal, tools};
 /// The modules whose mutants are tried: what they do depends on what they are given, and their own tests can see all of it.
 const MODULES: [&str; 5] = ["schedule", "status", "digest", "plan", "secret"];
 /// What those modules need besides each other.
-const NEEDED: [&str; 1] = ["crd"];
+const NEEDED: [&str; 2] = ["access_token", "crd"];
 /// Draws worlds at random for seconds, and what it finds is hard to read: a mutant wants a test of its own.
 const SKIPPED: &str = "whatever_happens_in_whatever_order";
 /// For the tests, which need less than one. A mutant that takes longer turns in circles.
@@ -217,6 +217,32 @@ mod tests {
             assert!(MODULES.iter().any(|module| mutant.starts_with(&format!("{}: ", file_of(module)))), "{mutant}");
             assert!(!why.trim().is_empty(), "{mutant}");
         }
+        Ok(())
+    }
+
+    /// Nor do the pure modules import what is not pure.
+    #[test]
+    fn what_the_pure_modules_import_is_in_their_library() -> anyhow::Result<()> {
+        let is_in_it = |name: &str| MODULES.into_iter().chain(NEEDED).any(|module| module == name);
+        let list = Command::new("git").args(["ls-files", "src"]).current_dir(checkout()).output()?;
+        let files = String::from_utf8(list.stdout)?;
+        let of_a_module = |file: &&str| {
+            let module = file.trim_start_matches("src/").split(['/', '.']).next();
+            module.is_some_and(is_in_it)
+        };
+        let mut read = 0;
+        for file in files.lines().filter(of_a_module) {
+            let text = fs::read_to_string(checkout().join(file))?;
+            let imports = text
+                .split("crate::")
+                .skip(1)
+                .filter_map(|rest| rest.split(|c: char| c != '_' && !c.is_alphanumeric()).next());
+            for module in imports.filter(|name| checkout().join(file_of(name)).exists()) {
+                assert!(is_in_it(module), "{file} imports {module}");
+                read += 1;
+            }
+        }
+        assert!(read > 10, "{read} imports");
         Ok(())
     }
 

@@ -4,10 +4,12 @@ use std::{
     env,
     ffi::OsStr,
     io::{IsTerminal, stdout},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
+
+use crate::checkout;
 
 /// Prints what begins now, in bold on a terminal.
 pub fn heading(text: &str) {
@@ -46,6 +48,12 @@ pub fn time(elapsed: Duration) -> String {
 /// by hand would be compiled again.
 pub fn cargo(checkout: &Path) -> Command {
     plain(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), checkout)
+}
+
+/// Where cargo puts what it builds of this checkout.
+pub fn target_folder() -> PathBuf {
+    let set = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
+    checkout().join(set.map_or_else(|| "target".into(), PathBuf::from))
 }
 
 /// Any program, in the checkout, without the variables of the `cargo run` that started this process.

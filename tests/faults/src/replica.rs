@@ -1,6 +1,6 @@
 //! One operator, on a thread and a runtime of its own: it can be crashed as a process is, and stopped as SIGSTOP does.
 
-use std::num::NonZeroU32;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::interposer::Interposer;
 
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
-const CONCURRENCY: NonZeroU32 = NonZeroU32::new(16).unwrap();
-const PER_SECOND: f64 = 500.0;
+const CONCURRENCY: NonZeroU16 = NonZeroU16::new(16).unwrap();
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(2);
 
 /// What an operator is started with.
 #[derive(Clone)]
@@ -142,7 +142,7 @@ async fn serve(
         timeout: TOKEN_TIMEOUT,
     };
     let tokens = TokenClient::new(&endpoint, config.clock)?.layered(interposer);
-    let limits = Limits { per_second: PER_SECOND, concurrency: CONCURRENCY };
+    let limits = Limits { between: BETWEEN_REQUESTS, concurrency: CONCURRENCY };
     let (leadership, election) = match &config.candidate {
         None => (Leadership::always(), None),
         Some(identity) => {
@@ -171,7 +171,6 @@ async fn serve(
         label_selector: config.label_selector,
         own_namespace: Some(config.namespace),
         grants: Grants::new(tokens, limits, config.clock),
-        token_concurrency: 16,
         leadership,
         metrics,
         probes: Arc::new(Probes::default()),

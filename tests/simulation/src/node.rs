@@ -1,6 +1,7 @@
 //! A replica: the operator's own code on a runtime of its own, whose clock is simulated. Dropping the runtime is a crash: not
 //! a line of the operator's runs after it. A runtime that is not driven is a process that is frozen.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::time::{self, Millis, NODES, SECOND};
 use crate::wire::{self, MoneyGo};
 use crate::world::{NAMESPACE, OWN_NAMESPACE, Shared, lock};
 
-const CONCURRENCY: u16 = 16;
+const CONCURRENCY: NonZeroU16 = NonZeroU16::new(16).unwrap();
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A process that was asked to stop is killed after this long, as a Pod is.
 const GRACE: Millis = 6 * SECOND;
@@ -93,8 +94,7 @@ impl Node {
             let clock = time::clocks(index);
             let client = wire::client(&shared, index);
             let layered = token_client.layered(&MoneyGo { world: shared, node: index });
-            #[expect(clippy::cast_precision_loss, reason = "a handful a second")]
-            let limits = Limits { per_second: rate as f64, concurrency: std::num::NonZeroU32::MIN.saturating_add(15) };
+            let limits = Limits { between: Duration::from_secs(1) / rate, concurrency: CONCURRENCY };
             let (ends, in_step) = (CancellationToken::new(), CancellationToken::new());
             let (leadership, election) = lease::elect(client.clone(), lease, clock);
             let electing = tokio::spawn(election.run_after(in_step.clone().cancelled_owned(), ends.clone()));
@@ -107,7 +107,6 @@ impl Node {
                 label_selector: None,
                 own_namespace: Some(OWN_NAMESPACE.to_owned()),
                 grants: Grants::new(layered, limits, clock),
-                token_concurrency: CONCURRENCY,
                 leadership,
                 metrics: Arc::new(Metrics::new()),
                 probes: Arc::new(Probes::default()),

@@ -108,7 +108,7 @@ pub fn crowd(clients: &[TokenClient], objects: usize) -> anyhow::Result<Crowd> {
 fn crowd_here(clients: &[TokenClient], objects: usize) -> anyhow::Result<Crowd> {
     time::reset();
     let setting = Setting { mode: Mode::Independent, api_delay: 5, token_delay: 100, ..calm(objects, HOUR) };
-    let minting = objects as u64 * SECOND / setting.rate;
+    let minting = objects as u64 * SECOND / u64::from(setting.rate);
     let back = HOUR + minting / 2;
     let away = Disturbance { at: 30 * MINUTE, lasts: back - 30 * MINUTE, what: What::EndpointAway(Away::Status(503)) };
     let world: Shared = Arc::new(Mutex::new(World::new(setting, vec![away], false)));

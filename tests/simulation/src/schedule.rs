@@ -76,7 +76,7 @@ pub struct Setting {
     /// The slowest answer of Money-Go.
     pub token_delay: Millis,
     /// Token requests a second.
-    pub rate: u64,
+    pub rate: u32,
     /// The operator watches the namespace by its name.
     pub named_namespace: bool,
     /// The key of the digests is there before the operator is.

@@ -112,8 +112,7 @@ async fn compile() -> anyhow::Result<PathBuf> {
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     let status = command::shown(&mut cargo, LIMIT).await?;
     ensure!(status.success(), "they do not compile: see above");
-    let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout().join("target"), PathBuf::from);
-    Ok(folder.join(target))
+    Ok(terminal::target_folder().join(target))
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
