@@ -14,6 +14,8 @@ ARG RUST_VERSION=1.95
 # Compiles on the builder's own platform, for the target's: emulation would take an hour.
 FROM --platform=$BUILDPLATFORM docker.io/library/rust:${RUST_VERSION}-bookworm AS compile
 ARG TARGETARCH
+# `otlp`: with traces.
+ARG FEATURES=
 WORKDIR /build
 RUN set -eu; \
     host=$(dpkg --print-architecture); \
@@ -62,14 +64,14 @@ RUN set -eu; \
     mkdir src/bin; \
     cp src/main.rs src/bin/crdgen.rs; \
     . ./environment; \
-    cargo auditable build --release --locked --bin moneygo-operator
+    cargo auditable build --release --locked --features "$FEATURES" --bin moneygo-operator
 
 COPY src src
 # The files keep the times of the checkout, which may be older than what was compiled a layer ago.
 RUN set -eu; \
     . ./environment; \
     touch src/lib.rs src/main.rs; \
-    cargo auditable build --release --locked --bin moneygo-operator; \
+    cargo auditable build --release --locked --features "$FEATURES" --bin moneygo-operator; \
     mkdir /out; \
     cp "target/$CARGO_BUILD_TARGET/release/moneygo-operator" /etc/ssl/certs/ca-certificates.crt /out/
 

@@ -77,7 +77,8 @@ pub struct Args {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub leader_elect: bool,
 
-    /// Namespace of the Lease. The Pod's own, or the kubeconfig context's, where unset.
+    /// Namespace of the Lease and of the Secret with the key of the digests. The Pod's own, or the kubeconfig
+    /// context's, where unset.
     #[arg(long, env = "MONEYGO_LEADER_ELECT_NAMESPACE", value_name = "NAMESPACE", help_heading = ELECTION)]
     #[arg(value_parser = parse_namespace)]
     pub leader_elect_namespace: Option<String>,

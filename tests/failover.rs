@@ -168,11 +168,9 @@ async fn a_stop_waits_for_the_answer_that_is_under_way() {
     stage.moneygo.hold_answers();
     stage.subscribe("payments", json!({})).await;
     stage.moneygo.wait_for_held(1, SOON).await.unwrap();
-    let log = operator.log.clone();
+    let stopping = operator.until_logged("stopping", 1);
     let release = async {
-        while !std::fs::read_to_string(&log).unwrap().contains("stopping") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        stopping.await;
         stage.moneygo.release();
     };
     let (stopped, ()) = tokio::join!(operator.stop(), release);
@@ -244,9 +242,7 @@ async fn a_token_that_is_issued_while_the_api_server_is_away_is_written_when_it_
     stage.moneygo.wait_for_held(2, SOON).await.unwrap();
     stage.plane.stop_apiserver().unwrap();
     stage.moneygo.release();
-    while operator.log().matches("trying again").count() < 2 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    operator.until_logged("trying again", 2).await;
     stage.plane.start_apiserver().await.unwrap();
     let newest = |client: &str| stage.moneygo.grants_of(client).pop().unwrap().token;
     for name in ["first", "second"] {

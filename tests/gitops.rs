@@ -31,12 +31,26 @@ fn cases() -> Vec<Case> {
         case("the wrong client", seen(2, "False", "InvalidClient", "True"), "Degraded", "failed"),
         case("somebody else's Secret", seen(2, "False", "TargetConflict", "True"), "Degraded", "failed"),
         case("expired", seen(2, "False", "TokenExpired", "False"), "Degraded", "failed"),
+        case("suspended", suspended(seen(2, "True", "TokenValid", "False")), "Suspended", "current"),
+        case("suspended without a token", suspended(seen(2, "False", "Suspended", "False")), "Suspended", "current"),
+        case(
+            "suspended until it expired",
+            suspended(seen(2, "False", "TokenExpired", "False")),
+            "Suspended",
+            "current",
+        ),
+        case("suspended a moment ago", suspended(seen(1, "False", "Pending", "False")), "Suspended", "inProgress"),
         case("stalled with an older spec", seen(1, "False", "InvalidClient", "True"), "Progressing", "inProgress"),
     ]
 }
 
 fn object(generation: i64, status: &Value) -> Value {
     json!({"metadata": {"generation": generation}, "spec": {}, "status": status})
+}
+
+fn suspended(mut object: Value) -> Value {
+    object["spec"]["suspend"] = true.into();
+    object
 }
 
 /// An object of generation 2, with conditions about another or the same.
@@ -78,9 +92,6 @@ fn argo_cd_shows_the_health() {
         assert_eq!(in_argo_cd(&object), argo_cd, "{name}");
     }
     assert_eq!(in_argo_cd(&json!({"metadata": {"generation": 1}, "spec": {}})), "Progressing", "no status yet");
-    let mut suspended = seen(2, "True", "TokenValid", "False");
-    suspended["spec"]["suspend"] = true.into();
-    assert_eq!(in_argo_cd(&suspended), "Suspended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,8 +123,10 @@ fn flux_expressions() -> Vec<(&'static str, String)> {
 /// A kind of object whose spec is an object to judge, and which is refused for every expression that is false.
 fn probe(expressions: &[(&str, String)]) -> Value {
     let rule = |(state, expression): &(&str, String)| {
-        let of_self = expression.replace("status.conditions", "self.status.conditions");
-        json!({"rule": of_self.replace("metadata.generation", "self.metadata.generation"), "message": format!("not {state}")})
+        let fields = ["status.conditions", "metadata.generation", "spec.suspend"];
+        let of_self =
+            fields.iter().fold(expression.clone(), |text, field| text.replace(field, &format!("self.{field}")));
+        json!({"rule": of_self, "message": format!("not {state}")})
     };
     let rules: Vec<_> = expressions.iter().map(rule).collect();
     let text = json!({"type": "string", "maxLength": 64});
@@ -124,7 +137,7 @@ fn probe(expressions: &[(&str, String)]) -> Value {
         "x-kubernetes-validations": rules,
         "properties": {
             "metadata": {"type": "object", "properties": {"generation": number}},
-            "spec": {"type": "object"},
+            "spec": {"type": "object", "properties": {"suspend": {"type": "boolean"}}},
             "status": {"type": "object", "properties": {"conditions": {"type": "array", "maxItems": 8, "items": condition}}},
         },
     });

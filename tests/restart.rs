@@ -98,7 +98,7 @@ async fn a_token_that_came_while_the_api_server_was_away_is_written_when_it_is_b
     a_grant_is_in_flight(&stage).await;
     stage.plane.stop_apiserver().unwrap();
     stage.moneygo.release();
-    sleep(Duration::from_secs(2)).await;
+    operator.until_logged("trying again", 1).await;
     stage.plane.start_apiserver().await.unwrap();
     let back = stage::now();
     stage.until("the last token", SOON, |scene| scene.token("a").filter(|token| *token == last_token(&stage))).await;

@@ -140,9 +140,7 @@ async fn with_a_token_that_is_held(stage: &Stage, operator: &Operator<'_>, spec:
     stage.call_for_secrets(targets(), &Backend::away().await).await;
     stage.request_refresh("payments", "now").await;
     let token = stage.moneygo.wait_for_grants("payments", 2, SOON).await.unwrap().pop().unwrap().token;
-    while !operator.log().contains("trying again") {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    operator.until_logged("trying again", 1).await;
     token
 }
 

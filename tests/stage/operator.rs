@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::Stage;
+use super::{SOON, Stage};
 
 /// How long it may take to be ready on a machine that is busy.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -163,7 +163,20 @@ pub struct Stopped {
     pub status: ExitStatus,
 }
 
-impl Operator<'_> {
+impl<'a> Operator<'a> {
+    /// Waits until it has logged a text so many times. It may be stopped meanwhile.
+    pub fn until_logged(&self, text: &'static str, times: usize) -> impl Future<Output = ()> + use<'a> {
+        let (stage, log) = (self.stage, self.log.clone());
+        async move {
+            let started = Instant::now();
+            let count = || String::from_utf8_lossy(&std::fs::read(&log).expect("the log")).matches(text).count();
+            while count() < times {
+                assert!(started.elapsed() < SOON, "it did not log \"{text}\" {times} times\n{}", stage.account());
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+
     /// Waits until `/readyz` says so.
     pub async fn ready(&mut self) {
         if let Err(problem) = self.is_ready_in_time().await {
@@ -218,11 +231,6 @@ impl Operator<'_> {
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
     }
 
     /// Whether it still runs.

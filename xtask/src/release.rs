@@ -128,6 +128,10 @@ fn compile(leash: &Leash, source: &Path, target: &Path) -> anyhow::Result<PathBu
     auditable.arg("--target-dir").arg(target);
     // RUSTFLAGS would be split at spaces, which paths may have. It would also be added to.
     auditable.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags(source, target)?);
+    if cfg!(target_arch = "aarch64") {
+        // As in the Dockerfile: a node's pages may be larger than this machine's.
+        auditable.env("JEMALLOC_SYS_WITH_LG_PAGE", "16");
+    }
     terminal::heading(&format!("Building {BINARY} in {}", source.display()));
     let started = Instant::now();
     succeed(leash.tie(&mut auditable))?;

@@ -158,7 +158,12 @@ impl Walk<'_> {
                     ),
                     "nobody asks for tokens",
                     if operator.wanted_replicas == 0 {
-                        format!("kubectl -n {} scale deployment {} --replicas 2", operator.namespace, operator.name)
+                        // Without a Lease two would ask for tokens of their own.
+                        let replicas = if operator.lease.is_some() { 2 } else { 1 };
+                        format!(
+                            "kubectl -n {} scale deployment {} --replicas {replicas}",
+                            operator.namespace, operator.name
+                        )
                     } else {
                         format!(
                             "kubectl -n {0} describe deployment {1}; kubectl -n {0} logs deployment/{1}",
