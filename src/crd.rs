@@ -808,7 +808,7 @@ pub mod annotation {
         TOKEN_HMAC = "money-go.com/token-hmac", "a target Secret": "A keyed digest of the token, by which an edit of it is seen. The key never leaves the operator's namespace.";
         CREDENTIALS_HMAC = "money-go.com/credentials-hmac", "a target Secret": "A keyed digest of the client id and secret, by which a change of them is told from a change of a label.";
         APPLIED = "money-go.com/applied", "a target Secret": "The keys, labels and annotations that the operator wrote, so that one that is no longer wanted is removed and those of others are left alone.";
-        SAME_TOKEN = "money-go.com/same-token", "a target Secret": "Money-Go returned the same token again at the last request: the next one is halfway to its expiry.";
+        SAME_TOKEN = "money-go.com/same-token", "a target Secret": "Money-Go returned the same token again at the last request. The end that was known of it (RFC 3339): the next request is halfway to that, and then as long after it again as the token has outlived it.";
     }
 }
 

@@ -51,8 +51,12 @@ impl DigestKey {
     #[must_use]
     pub fn of_token(&self, token: &str, life: Life) -> String {
         let (issued, expires) = (life.issued_at.to_string(), life.expires_at.to_string());
-        let repeated = if life.repeated { "repeated" } else { "new" };
-        self.of(&["token", token, &issued, &expires, repeated])
+        let repeated = match life.repeated {
+            None => "new".to_owned(),
+            Some(known_end) if known_end == life.expires_at => "repeated".to_owned(),
+            Some(known_end) => known_end.to_string(),
+        };
+        self.of(&["token", token, &issued, &expires, &repeated])
     }
 
     /// Digest of a client's id and secret.

@@ -789,7 +789,7 @@ fn remembered_life(o: &Observed) -> Option<Life> {
     let facts = o.target.facts().filter(|facts| o.claimed && !matches!(facts.seal, Seal::Broken(_)))?;
     let marked = facts.marks.life;
     let is_another = marked.is_some_and(|life| life.issued_at != told.issued_at);
-    let life = Life { repeated: marked.is_some_and(|life| life.repeated), ..told };
+    let life = Life { repeated: marked.and_then(|life| life.repeated), ..told };
     (!is_another).then_some(life).filter(|life| life.is_credible())
 }
 
@@ -797,7 +797,7 @@ fn remembered_life(o: &Observed) -> Option<Life> {
 #[must_use]
 pub fn life_in_status(status: &MoneyGoCredentialStatus) -> Option<Life> {
     let (issued_at, expires_at) = status.issued_at.zip(status.expires_at)?;
-    Some(Life { issued_at, expires_at, repeated: false })
+    Some(Life { issued_at, expires_at, repeated: None })
 }
 
 /// When something changes by itself: the next of the token's deadlines, of the retry and of the allowances.
@@ -923,10 +923,10 @@ fn says_refreshed_of_this(o: &Observed) -> bool {
 
 fn succeeded(o: &Observed, life: Life) -> &'static str {
     match &o.spec {
-        Ok(spec) if !life.repeated && spec.renew.is_cut(life.lifetime()) => {
+        Ok(spec) if life.repeated.is_none() && spec.renew.is_cut(life.lifetime()) => {
             "the last request gave a token; its lifetime cannot hold renewBefore, which is cut to nine tenths of it"
         }
-        _ if life.repeated => status::GIVEN_AGAIN,
+        _ if life.repeated.is_some() => status::GIVEN_AGAIN,
         _ => "the last request gave a token",
     }
 }

@@ -24,6 +24,12 @@ pub const MAX_RETRY_AFTER: SignedDuration = SignedDuration::from_hours(1);
 pub const LONGEST_RETRY_AFTER: SignedDuration =
     SignedDuration::from_secs(MAX_RETRY_AFTER.as_secs() + CLOCKS_DIFFER.as_secs());
 
+/// How much later than it is known to a token may end that is not prolonged: most answers come sooner, and clocks drift by less in a month.
+const LATEST_END: SignedDuration = SignedDuration::from_secs(12);
+
+/// For a request for a token and the write of what it answers.
+const WAY_OF_AN_ANSWER: SignedDuration = SignedDuration::from_secs(10);
+
 /// How long a mend that did not hold is waited with: at first, and at most.
 const SHORTEST_UNDONE: SignedDuration = SignedDuration::from_secs(10);
 const LONGEST_UNDONE: SignedDuration = SignedDuration::from_mins(10);
@@ -74,9 +80,9 @@ pub struct Life {
     pub issued_at: Timestamp,
     /// `issued_at` plus the lifetime that the answer gave.
     pub expires_at: Timestamp,
-    /// The provider gave the token that it had given before, which ends no later: the next one is asked for halfway to
-    /// its end, not by [`Renew`].
-    pub repeated: bool,
+    /// The provider gave the token that it had given before: the end that was known of it then. The next one is asked for halfway to that,
+    /// not by [`Renew`].
+    pub repeated: Option<Timestamp>,
 }
 
 impl Life {
@@ -86,25 +92,45 @@ impl Life {
     pub fn new(asked_at: Timestamp, lifetime: Duration) -> Self {
         let lifetime = SignedDuration::try_from(lifetime).unwrap_or(MAX_LIFETIME).min(MAX_LIFETIME);
         let expires_at = add(asked_at, lifetime);
-        Self { issued_at: floor_millis(asked_at), expires_at: round_down(expires_at, lifetime), repeated: false }
+        Self { issued_at: floor_millis(asked_at), expires_at: round_down(expires_at, lifetime), repeated: None }
     }
 
-    /// What this life becomes where the provider answered with the token that is there already.
+    /// What this life becomes where the provider answered with the token that is there already; `earlier` is the life that was known.
     ///
-    /// A later expiry is a prolonged token and counts as a new one; `earlier` is the life that was known. The provider's
-    /// whole seconds may seem to prolong a token by up to one second: that is no prolongation. Nor is it one where the answer did not say
-    /// how long the token lives (`is_stated`): until the end that was taken for its own it is not taken for a later one.
+    /// That the token lives for longer than was known is believed once it was given after that end. Before it, an answer with the whole lifetime may tell
+    /// of a token that is prolonged, or of one whose first lifetime is only repeated, by the provider or a cache before it, or is only assumed: nothing tells
+    /// these apart. Until then the token is asked for as if it ended when it was first known to, and counts as ended a little after that.
+    ///
+    /// The provider's whole seconds may seem to prolong a token by up to one second: that is no prolongation.
     #[must_use]
-    pub fn of_repeated(self, earlier: Life, is_stated: bool) -> Self {
-        if !is_stated && self.issued_at < earlier.expires_at {
-            return Self { expires_at: self.expires_at.min(earlier.expires_at), repeated: true, ..self };
+    pub fn of_repeated(self, earlier: Life) -> Self {
+        let known_end = earlier.repeated.unwrap_or(earlier.expires_at);
+        let off_by = self.expires_at.duration_since(known_end);
+        if off_by <= SignedDuration::from_secs(1) {
+            let is_rounding = off_by >= -SignedDuration::from_secs(1);
+            let expires_at = if is_rounding { known_end } else { self.expires_at };
+            return Self { expires_at, repeated: Some(expires_at), ..self };
         }
-        let off_by = self.expires_at.duration_since(earlier.expires_at);
-        if off_by > SignedDuration::from_secs(1) {
+        let late = self.latest_end();
+        if self.issued_at >= add(known_end, late) {
             return self;
         }
-        let is_rounding = off_by >= -SignedDuration::from_secs(1);
-        Self { expires_at: if is_rounding { earlier.expires_at } else { self.expires_at }, repeated: true, ..self }
+        // By then it was asked for later than that: it is asked for ever less often, after twice as long each time.
+        let counts_until = add(known_end, late * 2 + WAY_OF_AN_ANSWER);
+        Self { expires_at: self.expires_at.min(counts_until), repeated: Some(known_end), ..self }
+    }
+
+    /// What this life may be where it is noted nowhere whether the token was repeated: new, as it is given again until its end, or as one that seems
+    /// prolonged and is not of the shortest.
+    #[must_use]
+    pub fn as_noted_nowhere(self) -> [Self; 3] {
+        let known_end = add(self.expires_at, -(LATEST_END * 2 + WAY_OF_AN_ANSWER));
+        [None, Some(self.expires_at), Some(known_end)].map(|repeated| Self { repeated, ..self })
+    }
+
+    /// How much later than the end that is known of it a token may end that is not prolonged: it may have been issued as late as its answer came.
+    fn latest_end(self) -> SignedDuration {
+        (self.lifetime() / 4).clamp(MIN_GRANT_INTERVAL, LATEST_END)
     }
 
     /// From issue to expiry. Never negative.
@@ -137,8 +163,8 @@ impl Life {
     /// together.
     #[must_use]
     pub fn refresh_at(self, renew: Renew, seed: &str) -> Timestamp {
-        if self.repeated {
-            return self.halfway();
+        if let Some(known_end) = self.repeated {
+            return self.asked_again_at(known_end);
         }
         let lifetime = self.lifetime();
         let wait = lifetime - renew.left_of(lifetime);
@@ -147,11 +173,15 @@ impl Life {
         at.max(add(self.issued_at, MIN_GRANT_INTERVAL)).min(self.expires_at)
     }
 
-    /// Not in its last second, of which a provider would say that nothing is left of it.
-    fn halfway(self) -> Timestamp {
-        let half = floor_millis(add(self.issued_at, (self.lifetime() / 2).max(MIN_GRANT_INTERVAL)));
-        let left = self.expires_at.duration_since(half);
-        if left < MIN_GRANT_INTERVAL { self.expires_at } else { half }
+    /// Halfway to the end that is known, but not in its last second, of which a provider would say that nothing is left of it; then as long after it again as
+    /// the token has outlived it.
+    fn asked_again_at(self, known_end: Timestamp) -> Timestamp {
+        let left = known_end.duration_since(self.issued_at);
+        if !left.is_positive() {
+            return add(self.issued_at, (-left).max(MIN_GRANT_INTERVAL)).min(self.expires_at);
+        }
+        let half = floor_millis(add(self.issued_at, (left / 2).max(MIN_GRANT_INTERVAL)));
+        if known_end.duration_since(half) < MIN_GRANT_INTERVAL { known_end } else { half }
     }
 }
 
@@ -513,18 +543,15 @@ mod tests {
     #[test]
     fn a_repeated_token_is_asked_for_halfway_then_a_second_apart_then_at_expiry() {
         let first = life(40);
-        let again = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(10)).of_repeated(first, true);
-        assert!(again.repeated);
-        assert_eq!(again.expires_at, first.expires_at);
+        let again = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(10)).of_repeated(first);
+        assert_eq!((again.expires_at, again.repeated), (first.expires_at, Some(first.expires_at)));
         assert_eq!(again.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:00:35Z"));
-        let late = Life::new(at("2026-01-01T00:00:39.2Z"), Duration::from_secs(1)).of_repeated(first, true);
+        let late = Life::new(at("2026-01-01T00:00:39.2Z"), Duration::from_secs(1)).of_repeated(first);
         assert_eq!(late.expires_at, first.expires_at);
         assert_eq!(late.refresh_at(Renew::ThirdLeft, "x"), first.expires_at);
-        let last = Life::new(at("2026-01-01T00:00:38.1Z"), Duration::from_secs(1)).of_repeated(first, true);
+        let last = Life::new(at("2026-01-01T00:00:38.1Z"), Duration::from_secs(1)).of_repeated(first);
         assert_eq!(last.refresh_at(Renew::ThirdLeft, "x"), last.expires_at, "not in its last second");
-        let prolonged = Life::new(at("2026-01-01T00:00:30Z"), Duration::from_secs(40)).of_repeated(first, true);
-        assert!(!prolonged.repeated);
-        let two = Life { repeated: true, ..life(2) };
+        let two = Life { repeated: Some(life(2).expires_at), ..life(2) };
         assert_eq!(two.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:00:01Z"), "a whole second is left then");
     }
 
@@ -533,11 +560,53 @@ mod tests {
         let first = life(40);
         let seen = |off_by: i64| {
             let expires_at = add(first.expires_at, SignedDuration::from_millis(off_by));
-            let again = Life { expires_at, ..first }.of_repeated(first, true);
-            (again.repeated, again.expires_at.duration_since(first.expires_at).as_millis())
+            let again = Life { expires_at, ..first }.of_repeated(first);
+            let off_by = |end: Timestamp| end.duration_since(first.expires_at).as_millis();
+            (again.repeated.map(off_by), off_by(again.expires_at))
         };
-        assert_eq!([-1001, -1000, 0, 1000].map(seen), [(true, -1001), (true, 0), (true, 0), (true, 0)]);
-        assert_eq!(seen(1001), (false, 1001));
+        assert_eq!([-1001, -1000, 0, 1000].map(seen), [(Some(-1001), -1001), (Some(0), 0), (Some(0), 0), (Some(0), 0)]);
+        assert_eq!(seen(1001), (Some(0), 1001), "a prolongation, which is still to be seen");
+    }
+
+    /// What comes of a provider that answers with the same token and the whole lifetime: how often it was asked until it gave another, or until the
+    /// token had lived for ten lifetimes; how long after its end it was replaced at most; and whether it ever counted as ended though it lived.
+    fn with_whole_lifetimes(lifetime: Duration, way: SignedDuration, prolongs: bool) -> (u32, SignedDuration, bool) {
+        let issued = at("2026-01-01T00:00:00.9Z");
+        // As late as its answer, which is the worst.
+        let mut ends = add(add(issued, way), signed(lifetime));
+        let (mut life, mut asked, mut seemed_ended) = (Life::new(issued, lifetime), 1, false);
+        loop {
+            let asks = life.refresh_at(Renew::ThirdLeft, "x");
+            asked += 1;
+            let (arrives, answered) = (add(asks, way), add(asks, way * 2));
+            if arrives >= ends || answered.duration_since(issued) > signed(lifetime) * 10 {
+                return (asked, answered.duration_since(ends), seemed_ended);
+            }
+            seemed_ended |= life.is_expired(answered);
+            if prolongs {
+                ends = add(arrives, signed(lifetime));
+            }
+            let again = Life::new(asks, lifetime).of_repeated(life);
+            assert!(again.issued_at.duration_since(life.issued_at) >= MIN_GRANT_INTERVAL, "{life:?}, {again:?}");
+            life = again;
+        }
+    }
+
+    #[test]
+    fn a_repeated_token_with_a_whole_lifetime_each_time_is_right_whether_it_is_prolonged_or_not() {
+        for lifetime_secs in [20_u64, 60, 3600, 30 * 24 * 3600] {
+            for way_millis in [1, 200, 1400] {
+                let (lifetime, way) = (Duration::from_secs(lifetime_secs), SignedDuration::from_millis(way_millis));
+                let case = format!("{lifetime_secs} s, {way_millis} ms");
+                let halvings = lifetime_secs.ilog2();
+                let (asked, late, _) = with_whole_lifetimes(lifetime, way, false);
+                assert!(late <= SignedDuration::from_secs(2) + way * 3, "{case}: replaced after {late:?}");
+                assert!(asked <= halvings + 5, "{case}: {asked} requests");
+                let (asked, _, seemed_ended) = with_whole_lifetimes(lifetime, way, true);
+                assert!(!seemed_ended, "{case}: it lives");
+                assert!(asked <= 15 * (halvings + 7), "{case}: {asked} requests in ten lifetimes");
+            }
+        }
     }
 
     #[test]
@@ -585,19 +654,6 @@ mod tests {
         assert_eq!([60, 40, 20, 4, 3, 1].map(|left_secs| left(secs(left_secs))), [10, 10, 5, 1, 1, 1].map(secs));
         assert_eq!(left(millis(300)), millis(300));
         assert_eq!(next_pass(1, Some(secs(60))), millis(200));
-    }
-
-    #[test]
-    fn a_repeated_token_of_which_no_lifetime_is_stated_ends_when_it_was_taken_to_end() {
-        let hour = Duration::from_hours(1);
-        let first = Life::new(at("2026-01-01T00:00:00Z"), hour);
-        let again = Life::new(at("2026-01-01T00:40:00Z"), hour).of_repeated(first, false);
-        assert_eq!((again.expires_at, again.repeated), (first.expires_at, true));
-        assert_eq!(again.refresh_at(Renew::ThirdLeft, "x"), at("2026-01-01T00:50:00Z"));
-        let at_its_end = Life::new(first.expires_at, hour);
-        assert_eq!(at_its_end.of_repeated(first, false), at_its_end, "that it is given tells that it lives");
-        let shorter = Life::new(at("2026-01-01T00:40:00Z"), Duration::from_mins(5)).of_repeated(first, false);
-        assert_eq!(shorter.expires_at, at("2026-01-01T00:45:00Z"));
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub struct Issue {
 /// What the operator's annotations on a Secret say. Each may be missing or may have been edited.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Marks {
-    /// Issue, expiry and whether the provider repeated the token; `None` where either is missing or is no timestamp.
+    /// Issue, expiry and, where the provider repeated the token, the end that was known of it; `None` where either is missing or is no timestamp.
     pub life: Option<Life>,
     /// When the next token is asked for.
     pub refresh_at: Option<Timestamp>,
@@ -255,11 +255,19 @@ impl Marks {
     fn of(annotations: &BTreeMap<String, String>) -> Self {
         let text = |key: &str| annotations.get(key).cloned();
         let time = |key: &str| annotations.get(key).and_then(|value| value.parse::<Timestamp>().ok());
-        let repeated = annotations.contains_key(annotation::SAME_TOKEN);
+        let given_again = annotations.get(annotation::SAME_TOKEN);
+        // What stands there is no timestamp where an earlier release wrote it.
+        let known_end = |expires_at: Timestamp| {
+            given_again.map(|known_end| known_end.parse().map_or(expires_at, |end: Timestamp| end.min(expires_at)))
+        };
         let deadlines = time(annotation::ISSUED_AT).zip(time(annotation::EXPIRES_AT));
         let version = text(annotation::CREDENTIALS_UID).zip(text(annotation::CREDENTIALS_RESOURCE_VERSION));
         Self {
-            life: deadlines.map(|(issued_at, expires_at)| Life { issued_at, expires_at, repeated }),
+            life: deadlines.map(|(issued_at, expires_at)| Life {
+                issued_at,
+                expires_at,
+                repeated: known_end(expires_at),
+            }),
             refresh_at: time(annotation::REFRESH_AT),
             scope: text(annotation::SCOPE),
             refresh_handled: text(annotation::REFRESH_HANDLED),
@@ -410,8 +418,7 @@ enum Proof {
 
 fn prove(key: &DigestKey, token: &str, accounts: &[Life], stored: Option<&str>) -> Proof {
     for account in accounts {
-        for repeated in [account.repeated, !account.repeated] {
-            let life = Life { repeated, ..*account };
+        for life in [*account].into_iter().chain(account.as_noted_nowhere()) {
             match key.compare(stored, &key.of_token(token, life)) {
                 Match::Same => return Proof::Life(life),
                 Match::Unknown => return Proof::Impossible,
@@ -613,7 +620,7 @@ fn write_annotations(
     put(annotation::ISSUED_AT, Some(issue.life.issued_at.to_string()));
     put(annotation::EXPIRES_AT, Some(issue.life.expires_at.to_string()));
     put(annotation::REFRESH_AT, Some(issue.life.refresh_at(spec.renew, &owner.uid).to_string()));
-    put(annotation::SAME_TOKEN, issue.life.repeated.then(|| "true".to_owned()));
+    put(annotation::SAME_TOKEN, issue.life.repeated.map(|known_end| known_end.to_string()));
     put(annotation::SCOPE, Some(issue.scope.clone()));
     put(annotation::REFRESH_HANDLED, issue.refresh_handled.clone());
     put(annotation::CREDENTIALS_UID, Some(issue.credentials.uid.clone()));

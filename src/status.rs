@@ -305,7 +305,7 @@ pub fn with_status(object: MoneyGoCredential, version: &Version, wanted: MoneyGo
 
 /// What `Refreshed` says where Money-Go gave the token that was there already.
 pub const GIVEN_AGAIN: &str =
-    "the last request gave the token that was there already; it is asked for again halfway to its end";
+    "the last request gave the token that was there already; another is asked for halfway to its end, and after it";
 
 /// What is said of an object that cannot be read.
 pub const UNREADABLE: &str = "the object cannot be read as a MoneyGoCredential of this version: look at its spec beside `kubectl explain moneygocredential.spec`, and apply it again";

@@ -144,6 +144,48 @@ async fn a_token_that_the_provider_repeats_is_asked_for_halfway_to_its_end() {
     assert!(asked.len() <= 8, "{} requests", asked.len());
 }
 
+/// A cache before the endpoint answers so: that the token would live for longer than it was first to is not to be believed before that end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_seems_prolonged_each_time_is_replaced_as_it_ends() {
+    const LIFETIME: Duration = Duration::from_secs(10);
+    let same = |moneygo: fake_moneygo::Builder| moneygo.expires_in(LIFETIME).mode(Mode::SameUndiminished);
+    let stage = Stage::setup("undiminished").moneygo(same).open().await;
+    let (_operator, _) = settled(&stage, json!({})).await;
+    let first = stage.token("a").await;
+    let another = |scene: &Scene| scene.token("a").filter(|token| *token != first);
+    stage.until("another token", LIFETIME + SOON, another).await;
+    let replaced = stage::now();
+
+    let issued = stage.moneygo.grants_of("a")[0].issued;
+    let late = replaced.duration_since(issued + LIFETIME).unwrap_or_default();
+    let asked = stage.moneygo.request_count_of("a");
+    println!("{asked} requests; replaced {late:?} after the end");
+    assert!(late < Duration::from_secs(3), "{late:?} after the end");
+    assert!((3..=8).contains(&asked), "{asked} requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_prolonged_is_believed_once_it_has_outlived_its_end_and_is_ready_all_the_while() {
+    const LIFETIME: Duration = Duration::from_secs(10);
+    let same = |moneygo: fake_moneygo::Builder| moneygo.expires_in(LIFETIME).mode(Mode::SameProlonged);
+    let stage = Stage::setup("prolonged").moneygo(same).open().await;
+    let (_operator, object) = settled(&stage, json!({})).await;
+    let first = stage.token("a").await;
+    let first_end = status_of(&object).expires_at.unwrap();
+    let is_believed = |scene: &Scene| {
+        let object = scene.credential("a")?;
+        let given = condition(&object, "Refreshed").filter(|told| told.message == "the last request gave a token");
+        given.filter(|_| status_of(&object).issued_at > Some(first_end)).map(|_| object)
+    };
+    let believed = stage.until("the token is taken to live on", 2 * LIFETIME + SOON, is_believed).await;
+    let since = |object: &MoneyGoCredential| condition(object, "Ready").unwrap().last_transition_time;
+    assert_eq!(since(&believed), since(&object), "it was ready all the while");
+    assert_eq!(stage.token("a").await, first);
+    let asked = stage.moneygo.request_count_of("a");
+    println!("{asked} requests until then");
+    assert!(asked <= 10, "{asked} requests");
+}
+
 // ---- what does not ----
 
 #[tokio::test(flavor = "multi_thread")]

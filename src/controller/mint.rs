@@ -17,7 +17,7 @@ use crate::plan::{self, Cause, Failed, Observed, Plan};
 use crate::schedule::{self, Backoff, Life};
 use crate::secret::{self, Issue, Owner, Version};
 use crate::status::{self, Failure};
-use crate::token::{BadResponse, ClientCredentials, Grant, LifetimeSource, TokenError};
+use crate::token::{BadResponse, ClientCredentials, Grant, TokenError};
 use crate::traces::Span;
 use crate::work::Action;
 
@@ -325,23 +325,16 @@ impl Context {
 /// The new token's life, in the light of what is there: the provider may have given the same token again.
 fn lived(asked_at: Timestamp, grant: &Grant, o: &Observed, sight: &Sight, spec: &Resolved) -> Life {
     let life = Life::new(asked_at, grant.lifetime.length);
-    let is_stated = grant.lifetime.source != LifetimeSource::Assumed;
-    match o.target.life() {
-        Some(earlier) if sight.stored_token(o, spec) == Some(grant.token.expose()) => {
-            // That it was given as its end had come tells that it lives.
-            life.of_repeated(earlier, is_stated || earlier.is_expired(o.now))
-        }
-        _ => life,
-    }
+    let given_again = o.target.life().filter(|_| sight.stored_token(o, spec) == Some(grant.token.expose()));
+    given_again.map_or(life, |earlier| life.of_repeated(earlier))
 }
 
 /// A provider that repeats its token says of one that ends within the second that it lives for 0 s, or gives it so late that
 /// it is over. Soon it has a new one, which it is asked for until the end has passed.
 fn is_at_its_end(o: &Observed) -> bool {
-    o.target.life().is_some_and(|life| {
-        let asked_since =
-            o.failure.as_ref().is_some_and(|failure| failure.is_of_an_attempt() && failure.at >= life.expires_at);
-        !asked_since && schedule::before(life.expires_at, LAST_SECOND) <= o.now
+    o.target.life().map(|life| life.repeated.unwrap_or(life.expires_at)).is_some_and(|end| {
+        let asked_since = o.failure.as_ref().is_some_and(|failure| failure.is_of_an_attempt() && failure.at >= end);
+        !asked_since && schedule::before(end, LAST_SECOND) <= o.now
     })
 }
 

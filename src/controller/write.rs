@@ -43,7 +43,7 @@ impl Context {
         o.now = self.now();
         let adopts = plan::adopts(o);
         let recovers = self.recovers(o);
-        let is_given_again = held.issue.life.repeated && held.replaces.is_some();
+        let is_given_again = held.issue.life.repeated.is_some() && held.replaces.is_some();
         let was_told = self.remember(&o.owner, |memory| {
             let was_told = is_given_again && matches!(memory.told, Some(Told::Token(_)));
             let is_told = was_told || recovers || !is_given_again;
@@ -72,10 +72,10 @@ impl Context {
     }
 
     fn tell_of_token(&self, o: &Observed, spec: &Resolved, held: &HeldToken, recovers: bool) {
-        let Life { expires_at, repeated, .. } = held.issue.life;
+        let (expires_at, is_given_again) = (held.issue.life.expires_at, held.issue.life.repeated.is_some());
         let reason = match held.replaces {
             _ if recovers => EventReason::Recovered,
-            Some(_) if repeated => {
+            Some(_) if is_given_again => {
                 tracing::debug!(
                     namespace = %o.owner.namespace, name = %o.owner.name, %expires_at,
                     "the last request gave the token that was there already"
@@ -85,7 +85,7 @@ impl Context {
             Some(_) => EventReason::TokenRefreshed,
             None => EventReason::TokenIssued,
         };
-        let token = if repeated { "the token that it held before," } else { "a new token" };
+        let token = if is_given_again { "the token that it held before," } else { "a new token" };
         self.tell(o, reason, format!("the Secret \"{}\" holds {token} that expires at {expires_at}", spec.target));
     }
 

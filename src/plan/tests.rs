@@ -148,7 +148,7 @@ fn other_keys_of_the_same_credentials_secret_that_hold_another_client_are_notice
 
 #[test]
 fn what_calls_for_no_token_gets_none() {
-    let cases: [Change; 24] = [
+    let cases: [Change; 25] = [
         ("nothing", |_| {}),
         ("clock set back by less than a tenth", |w| w.advance(-600 - 359)),
         ("a label on the credentials", |w| w.set_credentials("id", "secret")),
@@ -173,6 +173,7 @@ fn what_calls_for_no_token_gets_none() {
         ("issued-at is edited", |w| w.annotate(annotation::ISSUED_AT, Some("2020-01-01T00:00:00Z"))),
         ("expires-at is no time", |w| w.annotate(annotation::EXPIRES_AT, Some("soon"))),
         ("same-token is forged", |w| w.annotate(annotation::SAME_TOKEN, Some("true"))),
+        ("same-token is forged with a time", |w| w.annotate(annotation::SAME_TOKEN, Some("2026-01-01T00:30:00Z"))),
         ("all annotations are stripped", |w| w.edit_target("kubectl", |s| s.metadata.annotations = None)),
         ("the digests' key is lost", |w| w.key = None),
         ("the digests' key is another one", |w| w.key = DigestKey::new(&[9; 32])),
@@ -1197,7 +1198,8 @@ fn a_held_token_that_is_in_the_target_already_is_only_recorded() {
 fn a_held_token_that_another_replica_was_given_later_and_wrote_is_left_as_it_is() {
     let mut world = holding();
     let (token, mut issue, _) = world.held.clone().unwrap();
-    issue.life = Life { issued_at: add(issue.life.issued_at, secs(5)), repeated: true, ..issue.life };
+    let repeated = Some(issue.life.expires_at);
+    issue.life = Life { issued_at: add(issue.life.issued_at, secs(5)), repeated, ..issue.life };
     world.write(&token, &issue);
     world.status.issued_at = Some(issue.life.issued_at);
     world.forget_the_past();
@@ -1958,7 +1960,7 @@ fn what_a_success_says_of_the_next_refresh() {
 
     let mut world = scene();
     let (token, mut issue) = (world.token().unwrap(), an_issue());
-    issue.life = Life { repeated: true, ..Life::new(world.now, Duration::from_mins(50)) };
+    issue.life = repeated(Life::new(world.now, Duration::from_mins(50)));
     world.write(&token, &issue);
     world.settle();
     assert!(message(&world).contains("halfway"), "{}", message(&world));
@@ -1968,9 +1970,13 @@ fn what_a_success_says_of_the_next_refresh() {
     let mut world = scene();
     assert_eq!(message(&world), "the last request gave a token");
     world.spec().renew = Renew::Before(Duration::from_hours(2));
-    let life = Life { repeated: true, ..Life::new(start(), Duration::from_secs(HOUR_SECS)) };
-    let said = succeeded(&world.observe(true), life);
+    let life = Life::new(start(), Duration::from_secs(HOUR_SECS));
+    let said = succeeded(&world.observe(true), repeated(life));
     assert!(said.contains("halfway"), "what is cut does not matter for it: {said}");
+}
+
+fn repeated(life: Life) -> Life {
+    Life { repeated: Some(life.expires_at), ..life }
 }
 
 fn an_issue() -> Issue {

@@ -546,11 +546,11 @@ fn the_keys_beside_the_token_are_looked_at_where_they_are_asked_for_and_there_is
 
 #[test]
 fn the_digest_proves_whether_the_provider_repeated_the_token() {
-    let repeated = Life { repeated: true, ..life() };
+    let repeated = Life { repeated: Some(life().expires_at), ..life() };
     let issue = Issue { life: repeated, ..issue() };
     let content = Content { token: "t", issue: &issue };
     let secret = compose(None, &owner(), &spec(), content, Some(&key()), Ownership::AsWanted);
-    assert_eq!(secret.metadata.annotations.as_ref().unwrap()[annotation::SAME_TOKEN], "true");
+    assert_eq!(secret.metadata.annotations.as_ref().unwrap()[annotation::SAME_TOKEN], life().expires_at.to_string());
     let stripped = without(secret, &[annotation::SAME_TOKEN]);
     assert_eq!(looked(&stripped, None, Some(&key())), Found::Token(repeated));
 }

@@ -9,7 +9,7 @@
 //! | `DELETE /_admin/clients?client=ID` | removes one |
 //! | `POST /_admin/script` | see [`ScriptWish`]; adds a script |
 //! | `DELETE /_admin/script`, `?client=ID` | drops the scripts of one client, or all |
-//! | `POST /_admin/mode` | `"independent"`, `"revoke_previous"`, `"same_while_alive"`, `{"max_live": 2}` |
+//! | `POST /_admin/mode` | `"independent"`, `"revoke_previous"`, `"same_while_alive"`, `"same_undiminished"`, `"same_prolonged"`, `{"max_live": 2}` |
 //! | `POST /_admin/rate-limit` | `{"requests", "window_secs", "retry_after"?: "seconds", "http_date", "absent"}` or `null` |
 //! | `POST /_admin/outage` | `{"how": "unavailable", "closed", "refused" or null, "for_secs"?}`; `refused` needs `for_secs` |
 //! | `POST /_admin/settings` | `{"expires_in_secs"?, "any_client"?}` |

@@ -76,9 +76,8 @@ pub(crate) fn grant(state: &mut State, asked: &Asked<'_>, now: SystemTime) -> Re
 }
 
 /// The documented success.
-pub(crate) fn success(grant: &Grant, now: SystemTime) -> Canned {
-    let left = grant.expires.duration_since(now).unwrap_or_default();
-    let expires_in = if grant.repeated { left.as_secs().into() } else { seconds(left) };
+pub(crate) fn success(grant: &Grant) -> Canned {
+    let expires_in = seconds(grant.stated);
     json_answer(200, &json!({ "token_type": "Bearer", "expires_in": expires_in, "access_token": grant.token }))
 }
 

@@ -18,6 +18,10 @@ pub enum Mode {
     /// The same token again for the same client and scope while it lives, with the lifetime that is left in whole seconds (rounded
     /// down, so 0 in its last second).
     SameWhileAlive,
+    /// As [`Mode::SameWhileAlive`], but each answer states the whole lifetime, as a cache before the endpoint would: the token ends when it first was to.
+    SameUndiminished,
+    /// As [`Mode::SameWhileAlive`], but the token lives for its whole lifetime anew.
+    SameProlonged,
     /// At most this many live tokens a client (0 counts as 1): issuing beyond it revokes the oldest.
     MaxLive(usize),
 }
@@ -39,6 +43,8 @@ pub struct Grant {
     pub issued: SystemTime,
     /// The first instant at which the token is no longer good.
     pub expires: SystemTime,
+    /// The lifetime that the answer states.
+    pub stated: Duration,
     /// When a later grant revoked the token.
     pub revoked_at: Option<SystemTime>,
     /// Whether an earlier grant gave out the same token ([`Mode::SameWhileAlive`]).
@@ -53,6 +59,7 @@ impl fmt::Debug for Grant {
             .field("scope", &self.scope)
             .field("issued", &self.issued)
             .field("expires", &self.expires)
+            .field("stated", &self.stated)
             .field("revoked_at", &self.revoked_at)
             .field("repeated", &self.repeated)
             .finish_non_exhaustive()
@@ -129,15 +136,14 @@ impl Ledger {
 
     /// Records a grant as `mode` has it; `fresh` makes a token from the grant's number.
     pub fn issue(&mut self, ask: &Ask<'_>, mode: Mode, now: SystemTime, fresh: impl FnOnce(u64) -> String) -> Grant {
-        if mode == Mode::SameWhileAlive
-            && let Some(living) = self.living(ask, now)
-        {
-            return self.repeat(living, now);
+        let is_repeating = matches!(mode, Mode::SameWhileAlive | Mode::SameUndiminished | Mode::SameProlonged);
+        if is_repeating && let Some(living) = self.living(ask, now) {
+            return self.repeat(living, ask.lifetime, mode, now);
         }
         match mode {
             Mode::RevokePrevious => self.revoke_beyond(ask.client, 0, now),
             Mode::MaxLive(most) => self.revoke_beyond(ask.client, most.max(1) - 1, now),
-            Mode::Independent | Mode::SameWhileAlive => {}
+            Mode::Independent | Mode::SameWhileAlive | Mode::SameUndiminished | Mode::SameProlonged => {}
         }
         let sequence = self.next_sequence();
         self.push(Grant {
@@ -147,6 +153,7 @@ impl Ledger {
             token: fresh(sequence),
             issued: now,
             expires: now.checked_add(ask.lifetime).unwrap_or(now),
+            stated: ask.lifetime,
             revoked_at: None,
             repeated: false,
         })
@@ -156,10 +163,18 @@ impl Ledger {
         self.of(ask.client).rev().find(|&i| self.grants[i].scope == ask.scope && self.grants[i].is_alive(now))
     }
 
-    fn repeat(&mut self, living: usize, now: SystemTime) -> Grant {
-        let grant =
-            Grant { sequence: self.next_sequence(), issued: now, repeated: true, ..self.grants[living].clone() };
-        self.push(grant)
+    fn repeat(&mut self, living: usize, lifetime: Duration, mode: Mode, now: SystemTime) -> Grant {
+        let before = self.grants[living].clone();
+        let stated = match mode {
+            Mode::SameUndiminished | Mode::SameProlonged => lifetime,
+            _ => Duration::from_secs(before.expires.duration_since(now).unwrap_or_default().as_secs()),
+        };
+        let expires = if mode == Mode::SameProlonged { now + lifetime } else { before.expires };
+        for &i in self.by_token.get(&before.token).into_iter().flatten() {
+            self.grants[i].expires = expires;
+        }
+        let sequence = self.next_sequence();
+        self.push(Grant { sequence, issued: now, expires, stated, repeated: true, ..before })
     }
 
     /// Revokes the oldest live tokens of a client until `keep` are left.
@@ -247,6 +262,18 @@ mod tests {
         assert_eq!(issue(&mut ledger, Mode::SameWhileAlive, "api", at(10_000)).token, "t4");
         assert_eq!(ledger.grants_of("a").len(), 4);
         assert_eq!(ledger.grants().len(), ledger.count_of("a"));
+    }
+
+    #[test]
+    fn a_repeated_token_ends_when_it_was_to_or_is_prolonged_and_either_states_the_whole_lifetime() {
+        for (mode, ends) in [(Mode::SameUndiminished, at(10_000)), (Mode::SameProlonged, at(16_000))] {
+            let mut ledger = Ledger::default();
+            let first = issue(&mut ledger, mode, "api", at(0));
+            let again = issue(&mut ledger, mode, "api", at(6000));
+            assert_eq!((again.token, again.expires, again.stated), (first.token, ends, Duration::from_secs(10)));
+            let last = ends - Duration::from_millis(1);
+            assert_eq!([last, ends].map(|at| ledger.state_of("t1", at)), [TokenState::Alive, TokenState::Expired]);
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ enum ModeName {
     Independent,
     RevokePrevious,
     SameWhileAlive,
+    SameUndiminished,
+    SameProlonged,
     MaxLive,
 }
 
@@ -82,6 +84,8 @@ impl Arguments {
             ModeName::Independent => Mode::Independent,
             ModeName::RevokePrevious => Mode::RevokePrevious,
             ModeName::SameWhileAlive => Mode::SameWhileAlive,
+            ModeName::SameUndiminished => Mode::SameUndiminished,
+            ModeName::SameProlonged => Mode::SameProlonged,
             ModeName::MaxLive => Mode::MaxLive(self.max_live),
         }
     }

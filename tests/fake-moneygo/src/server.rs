@@ -288,7 +288,7 @@ fn resolve(shared: &Shared, asked: &Arrived, number: u64, answer: Answer, after_
         if let Some(request) = recorded(&mut state.requests, number) {
             request.grant = Some(grant.sequence);
         }
-        Ok::<_, Refusal>((endpoint::success(&grant, now), grant))
+        Ok::<_, Refusal>((endpoint::success(&grant), grant))
     });
     match (granted, answer) {
         (Err(refusal), _) => Answer::Canned(refusal.into()),

@@ -407,7 +407,7 @@ fn held_facts(held: &HeldToken, is_stored: bool) -> Held {
 fn lived(life: Life, o: &Observed, target: Option<&Shared<Secret>>, spec: &Resolved, token: &str) -> Life {
     let stored = target.and_then(|secret| secret::stored_token(secret, o.target.facts()?, spec));
     match o.target.life() {
-        Some(earlier) if stored == Some(token) => life.of_repeated(earlier, true),
+        Some(earlier) if stored == Some(token) => life.of_repeated(earlier),
         _ => life,
     }
 }
