@@ -137,6 +137,8 @@ struct State<K> {
     came: u64,
     /// The next turn is the last newcomer's.
     last_first: bool,
+    /// Those that failed before an outage that has ended: nothing but their own wait keeps them from trying again, and that is over.
+    released: Vec<K>,
     /// Permits for objects that were called and have not come yet.
     called: HashMap<K, Instant>,
     in_use: u32,
@@ -201,6 +203,7 @@ impl<K: Clone + Ord + Hash> Grants<K> {
             waiting: HashMap::new(),
             came: 0,
             last_first: false,
+            released: Vec::new(),
             called: HashMap::new(),
             in_use: 0,
             next_start: Instant::now(),
@@ -379,14 +382,14 @@ impl<K: Clone + Ord + Hash> Grants<K> {
     /// Calls waiting objects as their turn comes, until the queue is closed. Runs once for each queue.
     pub async fn run(&self, call: impl Fn(&K)) {
         loop {
-            let (turns, wake_at) = {
+            let (turns, released, wake_at) = {
                 let mut state = self.state();
                 if state.closes_at.is_some() {
                     return;
                 }
-                (state.next_turns(self.limits), state.wake_at(self.limits))
+                (state.next_turns(self.limits), std::mem::take(&mut state.released), state.wake_at(self.limits))
             };
-            turns.iter().for_each(&call);
+            turns.iter().chain(&released).for_each(&call);
             let timer = async {
                 match wake_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -402,8 +405,10 @@ impl<K: Clone + Ord + Hash> Grants<K> {
 
     fn answered(&self, key: &K) {
         let mut state = self.state();
-        if state.health.answered(key, self.clock.now()) {
+        if let Some(failed) = state.health.answered(key, self.clock.now()) {
             tracing::info!(reason = "EndpointBack", "the token endpoint answers again");
+            let State { released, waiting, .. } = &mut *state;
+            released.extend(failed.into_iter().filter(|key| !waiting.contains_key(key)));
             // Everyone who waits goes on at once, at the limiter's pace.
             self.changed.notify_one();
         }
@@ -524,16 +529,13 @@ impl<K: Clone + Ord + Hash> State<K> {
 }
 
 impl<K: Clone + Ord + Hash> Health<K> {
-    /// Whether an outage has ended with this answer.
-    fn answered(&mut self, key: &K, now: Timestamp) -> bool {
+    /// Who failed before, where an outage has ended with this answer.
+    fn answered(&mut self, key: &K, now: Timestamp) -> Option<Vec<K>> {
         self.last_answer = Some(Instant::now());
         self.failing.remove(key);
-        let ended = self.outage.take().is_some();
-        if ended {
-            self.failing.clear();
-            self.recovered_at = Some(now);
-        }
-        ended
+        self.outage.take()?;
+        self.recovered_at = Some(now);
+        Some(std::mem::take(&mut self.failing).into_keys().collect())
     }
 
     fn failed(&mut self, key: &K, now: Timestamp) -> Blame {

@@ -27,12 +27,14 @@ pub struct HeldToken {
 /// What the last attempt that failed was made with, beside what the status says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
+    /// When it failed.
+    pub at: Timestamp,
     /// The refresh request on the object.
     pub refresh_requested: Option<String>,
     /// The target's version.
     pub target: Option<Version>,
-    /// When it failed, and the digest of the client's id and secret, where it was one for a token.
-    pub client: Option<(Timestamp, Box<str>)>,
+    /// The digest of the client's id and secret, where it was one for a token.
+    pub client: Option<Box<str>>,
 }
 
 /// What a line of the log, or an event, has told of before the status could.
@@ -127,6 +129,14 @@ impl Memory {
             unread: false,
             warned_of_sharing: false,
         }
+    }
+
+    /// When an attempt failed that a status tells of and this process knows nothing of: it was made before a start, or by another replica. What
+    /// changes from here on counts.
+    #[must_use]
+    pub fn unknown_attempt(&self, status: &MoneyGoCredentialStatus) -> Option<Timestamp> {
+        let failed_at = status.last_failure_time.filter(|_| status.failed_attempts.is_some());
+        failed_at.filter(|at| self.attempt.as_ref().is_none_or(|known| known.at < *at))
     }
 
     /// A pass has come to its end.

@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 
-use crate::crd::{ConditionType, MoneyGoCredentialStatus, Reason, Resolved, SpecProblem};
+use crate::crd::{ConditionType, DeletionPolicy, MoneyGoCredentialStatus, Reason, Resolved, SpecProblem};
 use crate::digest::Match;
 use crate::schedule::{self, Life, Urgency};
 use crate::secret::{self, CredentialsProblem, Digests, Facts, Found, Issue, Owner, Seal, Version};
@@ -57,6 +57,8 @@ pub struct Observed {
     pub claimed: bool,
     /// A token that was issued and is not written yet.
     pub held: Option<Held>,
+    /// This process wrote a token that the status does not tell of yet.
+    pub has_written: bool,
     /// When the next grant for a token that someone else took away is allowed.
     pub replaced_at: Timestamp,
     /// When the next grant for a change that a person made is allowed.
@@ -326,14 +328,25 @@ pub fn is_write_refused(o: &Observed) -> bool {
 /// No grant and no first write for what is being deleted. A token that came late still goes to a target that outlives its
 /// object.
 fn plan_ending(o: &Observed) -> Plan {
-    let retained = o.spec.as_ref().is_ok_and(|spec| spec.deletion_policy == crate::crd::DeletionPolicy::Retain);
     match &o.held {
         None => Plan::Stand,
-        Some(held) if !retained || held.issue.life.is_expired(o.now) => Plan::Forget,
+        Some(held) if o.spec.is_err() || held.issue.life.is_expired(o.now) => Plan::Forget,
         Some(_) if !o.live => Plan::Look,
-        Some(held) if o.target != Target::Missing && o.claimed && !is_overtaken(o, held) => Plan::Store,
+        Some(held) if (is_retained(o) || is_orphaned(o)) && o.claimed && !is_overtaken(o, held) => Plan::Store,
         Some(_) => Plan::Forget,
     }
+}
+
+fn is_retained(o: &Observed) -> bool {
+    let policy = o.spec.as_ref().map(|spec| spec.deletion_policy);
+    o.target != Target::Missing && policy == Ok(DeletionPolicy::Retain)
+}
+
+/// Whether the target outlives an object that is being deleted though it was to go with it: its owner was taken away (`--cascade=orphan`). To put it
+/// back would have the target deleted.
+#[must_use]
+pub fn is_orphaned(o: &Observed) -> bool {
+    o.ending && !is_retained(o) && o.target.facts().is_some_and(|facts| facts.owning_credential() != Some(&o.owner.uid))
 }
 
 /// Whether the target holds a token that was not there as the held one was asked for: another replica wrote it.
@@ -473,16 +486,16 @@ fn issue_of(o: &Observed, spec: &Resolved, facts: &Facts, life: Life) -> Issue {
 fn is_settled(o: &Observed) -> bool {
     let is_observed = o.status.observed_generation.is_none() || o.status.observed_generation == o.generation;
     let refreshed = status::condition(&o.status, ConditionType::Refreshed);
-    // Without a token that is held it was the write of something beside the token that was refused.
-    let is_of_a_mend = refreshed.is_some_and(|refreshed| refreshed.reason == Reason::TargetForbidden.as_str());
     let is_well = refreshed.is_none_or(|refreshed| refreshed.status == State::True.as_str());
-    is_observed && (is_of_a_mend || (o.status.failed_attempts.is_none() && is_well))
+    is_observed && o.status.failed_attempts.is_none() && is_well
 }
 
 fn token(o: &Observed, spec: &Resolved) -> Token {
     match &o.target {
         Target::Seen { facts, trusted } => seen_token(o, spec, facts, *trusted),
-        Target::Missing | Target::Read { found: Found::Nothing, .. } if o.status.issued_at.is_some() => {
+        Target::Missing | Target::Read { found: Found::Nothing, .. }
+            if o.status.issued_at.is_some() || o.has_written =>
+        {
             Token::Lost(None)
         }
         Target::Missing | Target::Read { found: Found::Nothing, .. } => Token::None,
@@ -530,7 +543,10 @@ fn cause(o: &Observed, spec: &Resolved, token: &Token) -> Option<Doubt> {
     if o.now >= life.refresh_at(spec.renew, &o.owner.uid) || life.is_expired(o.now) || life.is_from_the_future(o.now) {
         return Some(Doubt::Cause(Cause::Due));
     }
-    if marks.and_then(|marks| marks.scope.as_ref()).is_some_and(|scope| *scope != spec.scope) {
+    // Where the mark was stripped, and has not been put back since a change, nobody will know later that there was one.
+    let is_of_later_than_told = o.status.issued_at.is_none_or(|told| told < life.issued_at);
+    let scope = marks.and_then(|marks| marks.scope.as_ref());
+    if !scope.map_or_else(|| is_settled(o) || is_of_later_than_told, |scope| *scope == spec.scope) {
         return Some(Doubt::Cause(Cause::ScopeChanged));
     }
     if o.refresh_requested.is_some() && handled_refresh(o) != o.refresh_requested {

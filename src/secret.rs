@@ -24,6 +24,9 @@ pub use sent::SecretMeta;
 /// The operator's name in `managedFields`.
 pub const FIELD_MANAGER: &str = "moneygo-operator";
 
+/// A longer refresh request, in bytes, is remembered by the status alone: a Secret's annotations hold 256 KiB in all, and the token must find its way in.
+const LONGEST_REQUEST: usize = 4096;
+
 /// The labels that every target carries, whatever its object says.
 pub const LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/managed-by", "moneygo-operator"), ("app.kubernetes.io/name", "moneygo-token")];
@@ -162,7 +165,7 @@ pub enum Seal {
     Intact,
     /// Another field manager wrote one of them, or took it away.
     Broken(Option<String>),
-    /// There are no `managedFields`, or we do not know which keys are ours.
+    /// There are no `managedFields`, we do not know which keys are ours, or someone has applied one of them as `stringData`.
     Unknown,
 }
 
@@ -292,19 +295,21 @@ fn seal(entries: Option<&[ManagedFieldsEntry]>, applied: Option<&Applied>) -> Se
         return Seal::Unknown;
     };
     for key in applied.keys() {
-        let writers = writers_of(entries, key);
+        let writers = writers_of(entries, "f:data", key);
         if !writers.contains(&FIELD_MANAGER) {
             return Seal::Broken(writers.first().map(ToString::to_string));
         }
     }
-    Seal::Intact
+    // What is applied as `stringData` becomes the data's value and no field of theirs; and stays noted when it is no more.
+    let has_string = |key| !writers_of(entries, "f:stringData", key).is_empty();
+    if applied.keys().any(has_string) { Seal::Unknown } else { Seal::Intact }
 }
 
-/// The field managers that a key of the data belongs to.
-fn writers_of<'a>(entries: &'a [ManagedFieldsEntry], key: &str) -> Vec<&'a str> {
+/// The field managers that a key of the data, or of `stringData`, belongs to.
+fn writers_of<'a>(entries: &'a [ManagedFieldsEntry], map: &str, key: &str) -> Vec<&'a str> {
     let field = format!("f:{key}");
     let writes = |entry: &&ManagedFieldsEntry| {
-        entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:data")?.get(&field)).is_some()
+        entry.fields_v1.as_ref().and_then(|fields| fields.0.get(map)?.get(&field)).is_some()
     };
     entries.iter().filter(writes).filter_map(|entry| entry.manager.as_deref()).collect()
 }
@@ -405,9 +410,9 @@ pub fn inspect(
 }
 
 /// Which of two accounts counts where none can be proven: a later issue is our own write whose status was lost; of two
-/// accounts of one issue, the earlier expiry.
+/// accounts of one issue, the earlier expiry; of two that are alike the first, the Secret's own.
 fn unproven(accounts: &[Life]) -> Option<Life> {
-    accounts.iter().copied().max_by_key(|life| (life.issued_at, std::cmp::Reverse(life.expires_at)))
+    accounts.iter().rev().copied().max_by_key(|life| (life.issued_at, std::cmp::Reverse(life.expires_at)))
 }
 
 enum Proof {
@@ -572,7 +577,7 @@ fn blank(owner: &Owner, spec: &Resolved) -> Secret {
 fn remove_written(secret: &mut Secret, applied: Option<&Applied>) {
     let entries = secret.metadata.managed_fields.as_deref().unwrap_or_default();
     let is_ours = |key: &str| {
-        let writers = writers_of(entries, key);
+        let writers = writers_of(entries, "f:data", key);
         !writers.is_empty() && writers.iter().all(|writer| *writer == FIELD_MANAGER)
     };
     if let Some(data) = &mut secret.data {
@@ -622,7 +627,7 @@ fn write_annotations(
     put(annotation::REFRESH_AT, Some(issue.life.refresh_at(spec.renew, &owner.uid).to_string()));
     put(annotation::SAME_TOKEN, issue.life.repeated.map(|known_end| known_end.to_string()));
     put(annotation::SCOPE, Some(issue.scope.clone()));
-    put(annotation::REFRESH_HANDLED, issue.refresh_handled.clone());
+    put(annotation::REFRESH_HANDLED, issue.refresh_handled.clone().filter(|request| request.len() <= LONGEST_REQUEST));
     put(annotation::CREDENTIALS_UID, Some(issue.credentials.uid.clone()));
     put(annotation::CREDENTIALS_RESOURCE_VERSION, Some(issue.credentials.resource_version.clone()));
     put(annotation::TOKEN_HMAC, key.map(|key| key.of_token(content.token, issue.life)));

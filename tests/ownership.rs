@@ -5,7 +5,6 @@
 mod stage;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -391,12 +390,7 @@ async fn a_label_that_admission_sets_otherwise_is_not_put_back_without_end() {
     }
     let mark = stage.mark();
     stage.patch_secret("payments", json!({"metadata": {"labels": {"team": "mine"}}})).await;
-    let undone = async {
-        while !operator.log().contains("Undone") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(SOON, undone).await.expect("it is told");
+    operator.until_logged("Undone", 1).await;
     // Another spec is another matter, and is tried at once.
     stage.patch("payments", json!({"spec": {"target": {"annotations": {"example.com/note": "here"}}}})).await;
     let annotated = |scene: &stage::Scene| {
@@ -407,7 +401,7 @@ async fn a_label_that_admission_sets_otherwise_is_not_put_back_without_end() {
     };
     stage.until("the annotation is there", SOON, annotated).await;
     // And what admission lets be is put back, when it is tried again.
-    stage.label_nothing().await;
+    stage.change_nothing().await;
     let labelled = |scene: &stage::Scene| {
         scene.secret("payments").is_some_and(|secret| secret.labels()["team"] == "billing").then_some(())
     };

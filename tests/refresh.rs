@@ -186,6 +186,33 @@ async fn a_token_that_is_prolonged_is_believed_once_it_has_outlived_its_end_and_
     assert!(asked <= 10, "{asked} requests");
 }
 
+/// It is in the status, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_mark_admission_takes_away_is_answered_once() {
+    let stage = Stage::new("unmarked").await;
+    let (operator, _) = settled(&stage, json!({})).await;
+    if !stage.strip_targets(annotation::REFRESH_HANDLED).await {
+        eprintln!("not tried: this API server has no MutatingAdmissionPolicy");
+        operator.stop().await;
+        return;
+    }
+    for (request, grants) in [("first", 2), ("second", 3)] {
+        stage.request_refresh("a", request).await;
+        let is_answered = |scene: &Scene| {
+            let status = status_of(&scene.credential("a")?);
+            (status.last_handled_refresh.as_deref() == Some(request)).then_some(())
+        };
+        stage.until("the request is answered", SOON, is_answered).await;
+        // Another object's answer comes after what there is to do for this one.
+        stage.credential(request, json!({})).await;
+        stage.says(request, "Ready", "False", "CredentialsNotFound").await;
+        assert_eq!(stage.grants_of("a"), grants, "{request}");
+    }
+    assert!(!stage.secret("a").await.annotations().contains_key(annotation::REFRESH_HANDLED));
+    stage.change_nothing().await;
+    operator.stop().await;
+}
+
 // ---- what does not ----
 
 #[tokio::test(flavor = "multi_thread")]

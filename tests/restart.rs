@@ -9,6 +9,7 @@ use std::time::Duration;
 use fake_moneygo::{Mode, TokenState};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use stage::{Operator, SOON, Scene, Stage, client_secret_of, condition, credentials_name, is_newer, token_of};
 use tokio::time::sleep;
@@ -113,6 +114,33 @@ async fn a_token_that_came_while_the_api_server_was_away_is_written_when_it_is_b
     stage.ready("a").await;
     assert_eq!(stage.moneygo.request_count(), 3);
     operator.stop().await;
+}
+
+/// The API server notes of whom `stringData` is, and not of whom the data are that it becomes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_applied_as_string_data_after_a_start_is_seen() {
+    let stage = Stage::new("string-data").await;
+    let (operator, _) = settled(&stage).await;
+    operator.stop().await;
+    let _operator = stage.operator().start().await;
+    stage.credential("fence", json!({})).await;
+    stage.says("fence", "Ready", "False", "CredentialsNotFound").await;
+    let ours = stage.token("a").await;
+    let applied = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "stringData": {"access_token": "junk"}});
+    stage.secrets().patch("a", &PatchParams::apply("kubectl"), &Patch::Apply(applied)).await.unwrap();
+    assert!(stage.scene().history_of("a").any(|(_, secret)| token_of(secret) == ours));
+    stage
+        .until("it is overwritten", SOON, |scene| {
+            scene.history_of("a").any(|(_, secret)| token_of(secret) == "junk").then_some(())
+        })
+        .await;
+    stage
+        .until("another token", SOON, |scene| {
+            scene.token("a").filter(|token| *token == last_token(&stage) && *token != ours)
+        })
+        .await;
+    stage.ready("a").await;
+    assert_eq!(stage.moneygo.request_count_of("a"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -156,8 +156,9 @@ impl Context {
         };
         o.ending = self.is_ending(&o.owner, &credential);
         match plan::plan(o) {
-            plan @ (Plan::Store | Plan::Forget) => self.carry_out(o, plan, sight).await,
-            // Anything else is decided on a fresh look.
+            plan @ Plan::Store => self.carry_out(o, plan, sight).await,
+            plan @ Plan::Forget if !o.ending => self.carry_out(o, plan, sight).await,
+            // Anything else is decided on a fresh look: of one that is being deleted the Secret may have been taken away.
             _ => Ok(Action::requeue(Duration::ZERO)),
         }
     }
@@ -305,9 +306,10 @@ impl Context {
             );
         }
         let attempt = Attempt {
+            at: schedule::floor_millis(failure.at),
             refresh_requested: o.refresh_requested.clone(),
             target: failure.is_of_the_write().then(|| o.target.facts().map(|facts| facts.version.clone())).flatten(),
-            client: client.map(|digest| (schedule::floor_millis(failure.at), digest.into())),
+            client: client.map(Into::into),
         };
         let failure = failure.in_milliseconds();
         let credentials = o.credentials.version().cloned();

@@ -7,7 +7,7 @@ use crate::caches::ObjectKey;
 use crate::crd::{MoneyGoCredential, MoneyGoCredentialStatus, Resolved, annotation};
 use crate::digest::Match;
 use crate::error::Error;
-use crate::memory::{Attempt, HeldToken, Memory};
+use crate::memory::{Attempt, HeldToken, Memory, Told};
 use crate::plan::{self, Credentials, Held, Observed, Past, Target};
 use crate::secret::{self, Claim, Facts, Found, Owner, Version};
 
@@ -17,14 +17,13 @@ impl Context {
         let requested = credential.annotations().get(annotation::REFRESH_REQUESTED).cloned();
         let owner = owner_of(credential);
         let mut memory = self.shared.memories.of(&key_of(&owner), &owner.uid);
-        if memory.attempt.is_none() && newest_status(credential, &memory).failed_attempts.is_some() {
-            // After a start nobody knows what the attempt that failed was made with: what changes from here on counts.
-            let attempt = Attempt { refresh_requested: requested.clone(), target: None, client: None };
+        let spec = credential.resolve();
+        let (version, status) = newest_version(credential, &memory);
+        if let Some(at) = memory.unknown_attempt(&status) {
+            let attempt = Attempt { at, refresh_requested: requested.clone(), target: None, client: None };
             self.remember(&owner, |memory| memory.attempt = Some(attempt.clone()));
             memory.attempt = Some(attempt);
         }
-        let spec = credential.resolve();
-        let (version, status) = newest_version(credential, &memory);
         let mut o = Observed {
             now,
             version,
@@ -43,6 +42,7 @@ impl Context {
             target: Target::Missing,
             claimed: true,
             held: memory.held.as_ref().map(|held| held_facts(held, false)),
+            has_written: matches!(memory.told, Some(Told::Token(_))),
             replaced_at: memory.replacements.available_at(now),
             changed_at: memory.changes.available_at(now),
             mend_at: now,
@@ -88,12 +88,12 @@ impl Context {
             let of_target = attempt.target.is_some() && attempt.target != target;
             attempt.refresh_requested != o.refresh_requested || of_target
         });
-        let attempt = memory.attempt.as_ref().and_then(|attempt| attempt.client.as_ref());
+        let of_client = memory.attempt.as_ref().filter(|attempt| attempt.client.is_some());
         let past = Past {
             untold: memory.untold.as_ref(),
             changed,
-            attempted_at: attempt.map(|(failed_at, _)| *failed_at),
-            same_client: attempt.is_some_and(|(_, digest)| client == Some(digest)),
+            attempted_at: of_client.map(|attempt| attempt.at),
+            same_client: of_client.is_some_and(|attempt| attempt.client.as_deref() == client),
             hurried: memory.hurried,
             recovered_at: self.shared.settings.grants.recovered_at(),
         };

@@ -58,6 +58,8 @@ impl Context {
         o.failure = None;
         o.status.failed_attempts = None;
         self.stored(o, &written, held.issue.life, &held.issue);
+        // Whatever became of the mark on its way.
+        o.status.last_handled_refresh = held.issue.refresh_handled.clone().or(o.status.last_handled_refresh.take());
         // The status could not say so yet.
         self.tell_of_token(o, &spec, &held, recovers && !was_told);
         if adopts {
@@ -167,7 +169,8 @@ impl Context {
         let key = self.shared.digest_key();
         let compose = |ownership| secret::compose(live, &o.owner, spec, content, key.as_ref(), ownership);
         // A Secret that is made anew gets its owner: creating one needs no right to change it.
-        let ownership = if o.owner_refused && live.is_some() { Ownership::AsFound } else { Ownership::AsWanted };
+        let is_left = o.owner_refused || plan::is_orphaned(o);
+        let ownership = if is_left && live.is_some() { Ownership::AsFound } else { Ownership::AsWanted };
         let wanted = compose(ownership);
         if let Some(live) = live.filter(|live| secret::is_same(live, &wanted)) {
             // It was written already, and the answer was lost.

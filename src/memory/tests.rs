@@ -55,6 +55,24 @@ fn a_mend_that_did_not_hold_delays_its_like_and_no_other() {
 }
 
 #[test]
+fn what_another_replica_tried_since_is_not_what_is_remembered() {
+    let mut memory = Memory::new("1");
+    let (first, second) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
+    let failing = |at| MoneyGoCredentialStatus {
+        failed_attempts: Some(1),
+        last_failure_time: Some(at),
+        ..MoneyGoCredentialStatus::default()
+    };
+    assert_eq!(memory.unknown_attempt(&failing(first)), Some(first));
+    memory.attempt = Some(Attempt { at: first, refresh_requested: None, target: None, client: None });
+    assert_eq!(memory.unknown_attempt(&failing(first)), None, "it is known");
+    assert_eq!(memory.unknown_attempt(&failing(second)), Some(second));
+    memory.attempt = Some(Attempt { at: second, refresh_requested: None, target: None, client: None });
+    assert_eq!(memory.unknown_attempt(&failing(first)), None, "a later one of our own, which is not told of yet");
+    assert_eq!(memory.unknown_attempt(&MoneyGoCredentialStatus::default()), None);
+}
+
+#[test]
 fn what_is_gone_is_forgotten_but_not_in_the_middle_of_its_pass() {
     let memories = Memories::default();
     memories.with(&key("a"), "1", |memory| memory.api_failures = 1);

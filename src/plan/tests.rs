@@ -1490,6 +1490,59 @@ fn what_a_token_was_asked_for_with_is_not_made_up_while_a_change_is_unanswered()
 }
 
 #[test]
+fn a_change_is_not_forgotten_while_what_was_stripped_cannot_be_put_back() {
+    let strip = |world: &mut World| world.edit_target("kubectl", |secret| secret.metadata.annotations = None);
+    let changes: [Change; 2] = [
+        ("another scope", |w| w.respec(|spec| spec.scope = "other".into())),
+        ("another client", |w| w.set_credentials("id", "other")),
+    ];
+    for (name, change) in changes {
+        // Its write is refused.
+        let mut world = scene();
+        strip(&mut world);
+        world.refuses_writes = true;
+        world.settle();
+        assert_eq!(world.condition(ConditionType::Refreshed), ("False", "TargetForbidden"), "{name}");
+        change(&mut world);
+        world.settle();
+        world.refuses_writes = false;
+        while let Some(at) = world.again_at.filter(|at| *at < add(start(), secs(1700))) {
+            world.now = at;
+            world.settle();
+        }
+        assert_eq!(world.grants.len(), 1, "{name}, refused");
+        world.assert_well();
+
+        // It has to wait, because someone strips it again and again.
+        let mut world = scene();
+        strip(&mut world);
+        for _ in 0..10 {
+            world.mends.take(world.now);
+        }
+        assert!(matches!(plan(&world.observe(true)), Plan::Rest(..)), "{name}");
+        change(&mut world);
+        world.settle();
+        assert_eq!(world.grants.len(), 1, "{name}, waiting");
+        world.advance(300);
+        world.settle();
+        assert_eq!(world.grants.len(), 1, "{name}, waiting");
+        world.assert_well();
+    }
+}
+
+#[test]
+fn a_token_that_was_written_and_never_told_of_is_lost_with_its_secret() {
+    let mut world = World::new();
+    assert_eq!(plan(&world.observe(true)), Plan::Mint(Cause::First));
+    let written = |world: &World| Observed { has_written: true, ..world.observe(true) };
+    assert_eq!(plan(&written(&world)), Plan::Mint(Cause::Lost), "from the allowance");
+    for _ in 0..3 {
+        world.replacements.take(world.now);
+    }
+    assert!(matches!(plan(&written(&world)), Plan::Rest(..)));
+}
+
+#[test]
 fn without_the_secrets_it_is_told_what_is_no_longer_so_and_nothing_that_nobody_knows() {
     let failure = || a_failure(Reason::SecretsUnavailable, start());
     let told = |o: &Observed| {
@@ -1561,7 +1614,8 @@ fn a_late_answer_goes_only_to_a_retained_target_that_is_there() {
     let retain = |world: &mut World| world.spec().deletion_policy = DeletionPolicy::Retain;
     let mut world = holding();
     world.ending = true;
-    assert_eq!(plan(&world.observe(false)), Plan::Forget, "Delete: the target goes, too");
+    assert_eq!(plan(&world.observe(false)), Plan::Look);
+    assert_eq!(plan(&world.observe(true)), Plan::Forget, "Delete: the target goes, too");
 
     let mut world = holding();
     retain(&mut world);
@@ -1571,6 +1625,16 @@ fn a_late_answer_goes_only_to_a_retained_target_that_is_there() {
     let (token, ..) = world.held.clone().unwrap();
     world.settle();
     assert_eq!((world.token(), world.status_writes), (Some(token), 0), "the status is not written");
+
+    let mut orphaned = holding();
+    orphaned.ending = true;
+    orphaned.edit_target("kubectl", |s| s.metadata.owner_references = None);
+    let o = orphaned.observe(true);
+    assert_eq!(
+        (plan(&o), is_orphaned(&o)),
+        (Plan::Store, true),
+        "--cascade=orphan: it stays, and names the object still"
+    );
 
     let mut gone = holding();
     retain(&mut gone);

@@ -50,6 +50,8 @@ struct SentEntry {
 struct SentFields {
     #[serde(rename = "f:data")]
     data: Option<Map<String, Value>>,
+    #[serde(rename = "f:stringData")]
+    string_data: Option<Map<String, Value>>,
 }
 
 impl From<Sent> for SecretMeta {
@@ -71,9 +73,11 @@ impl From<Sent> for SecretMeta {
 
 impl From<SentEntry> for ManagedFieldsEntry {
     fn from(sent: SentEntry) -> Self {
-        let keys = sent.fields.and_then(|fields| fields.data);
-        let fields_v1 = keys.map(|keys| FieldsV1([("f:data", keys)].into_iter().collect()));
-        Self { manager: sent.manager, fields_v1, ..Self::default() }
+        let of_data = |fields: SentFields| {
+            let named = [("f:data", fields.data), ("f:stringData", fields.string_data)];
+            FieldsV1(named.into_iter().filter_map(|(name, keys)| Some((name, keys?))).collect())
+        };
+        Self { manager: sent.manager, fields_v1: sent.fields.map(of_data), ..Self::default() }
     }
 }
 

@@ -413,6 +413,20 @@ fn managed_fields_tell_who_wrote_the_data_last() {
     assert_eq!(seal(&[(FIELD_MANAGER, &["auth"])]), broken(None), "taken away");
     assert_eq!(seal(&[]), Seal::Unknown);
     assert_eq!(Facts::of(&secret.metadata).seal, Seal::Unknown, "no managedFields");
+    let with_string = |key: &str| {
+        let mut secret = sealed(secret.clone(), &[(FIELD_MANAGER, &["access_token", "auth"])]);
+        let fields = json!({ "f:stringData": { format!("f:{key}"): {} } });
+        let applied = ManagedFieldsEntry {
+            manager: Some("kubectl".into()),
+            fields_v1: Some(FieldsV1(fields)),
+            ..Default::default()
+        };
+        secret.metadata.managed_fields.as_mut().unwrap().push(applied);
+        let watched: SecretMeta = serde_json::from_value(json!({ "metadata": secret.metadata })).unwrap();
+        assert_eq!(Facts::of(watched.meta()), Facts::of(&secret.metadata));
+        Facts::of(&secret.metadata).seal
+    };
+    assert_eq!(["access_token", "auth", "theirs"].map(with_string), [Seal::Unknown, Seal::Unknown, Seal::Intact]);
     let mut unmarked = sealed(secret.clone(), &[(FIELD_MANAGER, &["access_token", "auth"])]);
     unmarked.metadata.annotations.as_mut().unwrap().remove(annotation::APPLIED);
     assert_eq!(Facts::of(&unmarked.metadata).seal, Seal::Unknown, "nobody knows which keys are ours");
@@ -515,6 +529,25 @@ fn what_a_look_at_the_data_tells() {
     for stripped in [annotation::APPLIED, digest] {
         let emptied = Secret { data: None, ..without(whole(), &[stripped]) };
         assert_eq!(looked(&emptied, None, Some(&ours)), Found::Altered, "no data, {stripped} stripped: it was ours");
+    }
+}
+
+#[test]
+fn of_two_accounts_that_are_alike_the_secrets_own_counts_which_knows_whether_the_token_was_repeated() {
+    let repeated = Life { repeated: Some(life().expires_at), ..life() };
+    let issue = Issue { life: repeated, ..issue() };
+    let content = Content { token: "t", issue: &issue };
+    let secret = compose(None, &owner(), &spec(), content, None, Ownership::AsWanted);
+    assert_eq!(looked(&secret, Some(life()), None), Found::Token(repeated));
+}
+
+#[test]
+fn a_refresh_request_that_would_leave_no_room_is_not_marked() {
+    for (length, is_marked) in [(LONGEST_REQUEST, true), (LONGEST_REQUEST + 1, false)] {
+        let issue = Issue { refresh_handled: Some("x".repeat(length)), ..issue() };
+        let content = Content { token: "t", issue: &issue };
+        let secret = compose(None, &owner(), &spec(), content, Some(&key()), Ownership::AsWanted);
+        assert_eq!(Facts::of(&secret.metadata).marks.refresh_handled.is_some(), is_marked, "{length}");
     }
 }
 

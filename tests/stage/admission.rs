@@ -137,9 +137,24 @@ impl Stage {
         policies.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
     }
 
-    /// From here on whatever is written to the operator's Secrets of the stage gets this label, of this value. Returns false where the API server has no
-    /// such policies (before Kubernetes 1.36), else once it is heeded.
+    /// From here on whatever is written to the operator's Secrets of the stage gets this label, of this value. As [`Self::change_targets`].
     pub async fn label_targets(&self, key: &str, value: &str) -> bool {
+        let patch = format!(r#"[JSONPatch{{op: "add", path: "/metadata/labels/{key}", value: "{value}"}}]"#);
+        self.change_targets(&patch, json!({}), |trial| trial.labels().get(key).is_some_and(|found| found == value))
+            .await
+    }
+
+    /// From here on whatever is written to the operator's Secrets of the stage loses this annotation. As [`Self::change_targets`].
+    pub async fn strip_targets(&self, key: &str) -> bool {
+        let has_it = format!(r#"has(object.metadata.annotations) && "{key}" in object.metadata.annotations"#);
+        let place = format!(r#""/metadata/annotations/" + jsonpatch.escapeKey("{key}")"#);
+        let patch = format!(r#"{has_it} ? [JSONPatch{{op: "remove", path: {place}}}] : []"#);
+        self.change_targets(&patch, json!({key: "x"}), |trial| !trial.annotations().contains_key(key)).await
+    }
+
+    /// Has every write to the operator's Secrets of the stage patched so. Returns false where the API server has no such policies (before
+    /// Kubernetes 1.36), else once it is heeded: by a Secret with these annotations.
+    async fn change_targets(&self, patch: &str, annotations: Value, is_heeded: impl Fn(&Secret) -> bool) -> bool {
         let name = &self.namespace;
         let policies = self.mutating("MutatingAdmissionPolicy");
         match policies.list(&ListParams::default()).await {
@@ -157,37 +172,28 @@ impl Stage {
                     {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]},
                 ],
             },
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {
-                "expression": format!(r#"[JSONPatch{{op: "add", path: "/metadata/labels/{key}", value: "{value}"}}]"#),
-            }}],
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
         }});
         let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
         let write = PostParams::default();
         policies.create(&write, &serde_json::from_value(policy).unwrap()).await.unwrap();
         let bindings = self.mutating("MutatingAdmissionPolicyBinding");
         bindings.create(&write, &serde_json::from_value(binding).unwrap()).await.unwrap();
-        let trial = json!({"metadata": {"name": "trial", "labels": {managed: "moneygo-operator"}}});
+        let trial =
+            json!({"metadata": {"name": "trial", "labels": {managed: "moneygo-operator"}, "annotations": annotations}});
         let (trial, dry): (Secret, _) =
             (serde_json::from_value(trial).unwrap(), PostParams { dry_run: true, ..PostParams::default() });
-        let labels = async {
-            while self
-                .secrets()
-                .create(&dry, &trial)
-                .await
-                .unwrap()
-                .labels()
-                .get(key)
-                .is_none_or(|found| found != value)
-            {
+        let heeded = async {
+            while !is_heeded(&self.secrets().create(&dry, &trial).await.unwrap()) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(SOON, labels).await.expect("the policy is heeded");
+        tokio::time::timeout(SOON, heeded).await.expect("the policy is heeded");
         true
     }
 
     /// What is written stays as it is written.
-    pub async fn label_nothing(&self) {
+    pub async fn change_nothing(&self) {
         for kind in ["MutatingAdmissionPolicyBinding", "MutatingAdmissionPolicy"] {
             self.mutating(kind).delete(&self.namespace, &DeleteParams::default()).await.unwrap();
         }

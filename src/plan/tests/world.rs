@@ -242,6 +242,7 @@ impl World {
                 secret::claim(facts, &self.owner, |uid| self.live_uids.iter().any(|live| live == uid)) == Claim::Ours
             }),
             held: None,
+            has_written: false,
             replaced_at: self.replacements.available_at(self.now),
             changed_at: self.changes.available_at(self.now),
             mend_at: self.mends.available_at(self.now),
@@ -428,6 +429,7 @@ impl World {
         let mut o = Observed { held: None, failure: None, ..o.clone() };
         o.status.failed_attempts = None;
         self.stored(&mut o, &issue);
+        o.status.last_handled_refresh = issue.refresh_handled.clone().or(o.status.last_handled_refresh.take());
         if !o.ending && !self.crashes {
             self.account(&o);
         }

@@ -96,6 +96,7 @@ fn observe(credential: &MoneyGoCredential, now: Timestamp) -> Observed {
         target: Target::Missing,
         claimed: true,
         held: None,
+        has_written: false,
         replaced_at: now,
         changed_at: now,
         mend_at: now,

@@ -143,8 +143,10 @@ impl Turn<'_> {
         let me = self.me();
         let (version, status) = me.newest_status();
         let refresh_requested = me.object.refresh_requested.clone();
-        if me.memory.attempt.is_none() && status.failed_attempts.is_some() {
-            let attempt = Attempt { refresh_requested: refresh_requested.clone(), target: None, client: None };
+        let failed_at = status.last_failure_time.filter(|_| status.failed_attempts.is_some());
+        let is_unknown = |at: &Timestamp| me.memory.attempt.as_ref().is_none_or(|known| known.at < *at);
+        if let Some(at) = failed_at.filter(is_unknown) {
+            let attempt = Attempt { at, refresh_requested: refresh_requested.clone(), target: None, client: None };
             me.remember(|memory| memory.attempt = Some(attempt));
         }
         let memory = &me.memory;
@@ -169,6 +171,7 @@ impl Turn<'_> {
             }),
             claimed: true,
             held: memory.held.as_ref().map(|held| held_facts(held, false)),
+            has_written: false,
             replaced_at: memory.replacements.available_at(now),
             changed_at: memory.changes.available_at(now),
             mend_at: memory.mends.available_at(now),
@@ -331,7 +334,8 @@ impl Turn<'_> {
         let next_attempt_at = schedule::next_attempt(o.now, backoff, wait, attempts, None, living, &o.owner.uid);
         let failure =
             Failure { reason, message: String::new(), at: o.now, attempts, next_attempt_at }.in_milliseconds();
-        let attempt = Attempt { refresh_requested: o.refresh_requested.clone(), target: None, client: None };
+        let attempt =
+            Attempt { at: failure.at, refresh_requested: o.refresh_requested.clone(), target: None, client: None };
         let credentials = o.credentials.version().cloned();
         let untold = Failed { failure: failure.clone(), generation: o.generation, credentials };
         self.me().remember(|memory| (memory.attempt, memory.untold) = (Some(attempt), Some(untold)));
@@ -363,6 +367,7 @@ impl Turn<'_> {
     fn written(&mut self, mut o: Observed, issue: &Issue, is_held: bool, meta: &ObjectMeta) {
         if is_held {
             self.me().remember(|memory| (memory.held, memory.attempt, memory.untold) = (None, None, None));
+            o.status.last_handled_refresh = issue.refresh_handled.clone().or(o.status.last_handled_refresh.take());
             (o.held, o.failure, o.status.failed_attempts) = (None, None, None);
         }
         self.stored(&mut o, meta, issue);
