@@ -1,7 +1,7 @@
 //! The API server's own record of what it was asked.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -56,7 +56,8 @@ impl ControlPlane {
     /// # Errors
     /// If the log cannot be read.
     pub fn audit_mark(&self) -> Result<AuditMark> {
-        Ok(AuditMark(self.audit_log()?.metadata()?.len()))
+        let mut log = self.audit_log()?;
+        Ok(AuditMark(end_of_last_line(&mut log).context("cannot read the audit log")?))
     }
 
     /// What was recorded after `since`, for all users or for one.
@@ -93,6 +94,25 @@ impl ControlPlane {
         let path = self.audit_path();
         File::open(&path).with_context(|| format!("cannot open {}", path.display()))
     }
+}
+
+/// How much is read at once in search of an end of line. An event has 1 KiB, mostly.
+const BLOCK: u64 = 4096;
+
+/// What comes after it is still being written: a file's length grows page by page, in the midst of a write, too.
+fn end_of_last_line(log: &mut (impl Read + Seek)) -> io::Result<u64> {
+    let mut end = log.seek(SeekFrom::End(0))?;
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        log.seek(SeekFrom::Start(start))?;
+        let mut block = Vec::new();
+        log.by_ref().take(end - start).read_to_end(&mut block)?;
+        if let Some(last) = block.iter().rposition(|&byte| byte == b'\n') {
+            return Ok(start + last as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 fn parse(line: &str) -> Result<AuditEvent> {
@@ -151,4 +171,34 @@ struct RawObject {
 #[serde(default)]
 struct RawStatus {
     code: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::end_of_last_line;
+
+    #[test]
+    fn a_mark_never_points_into_a_line() {
+        let endless = "x".repeat(10_000);
+        let logs = [
+            ("", 0),
+            ("{\"kind\":\"Event\",", 0),
+            ("{}\n", 3),
+            ("{}\n{}\n", 6),
+            ("{}\n{\"kind\":\"Event\",", 3),
+            (&format!("{endless}\n"), 10_001),
+            (&format!("{{}}\n{endless}"), 3),
+            (&endless, 0),
+        ];
+        for (log, end) in logs {
+            assert_eq!(end_of_last_line(&mut Cursor::new(log)).unwrap(), end, "{log:.30}");
+        }
+        // The end of line at each place of a block, the first and the last among them.
+        for before in 4090..4100 {
+            let log = format!("{}\n{}", "x".repeat(before), "y".repeat(4096));
+            assert_eq!(end_of_last_line(&mut Cursor::new(log)).unwrap(), before as u64 + 1);
+        }
+    }
 }
