@@ -579,13 +579,23 @@ fn the_keys_beside_the_token_are_looked_at_where_they_are_asked_for_and_there_is
 
 #[test]
 fn the_digest_proves_whether_the_provider_repeated_the_token() {
-    let repeated = Life { repeated: Some(life().expires_at), ..life() };
-    let issue = Issue { life: repeated, ..issue() };
-    let content = Content { token: "t", issue: &issue };
-    let secret = compose(None, &owner(), &spec(), content, Some(&key()), Ownership::AsWanted);
-    assert_eq!(secret.metadata.annotations.as_ref().unwrap()[annotation::SAME_TOKEN], life().expires_at.to_string());
-    let stripped = without(secret, &[annotation::SAME_TOKEN]);
-    assert_eq!(looked(&stripped, None, Some(&key())), Found::Token(repeated));
+    let expires_at = life().expires_at;
+    let [new, until_its_end, seems_prolonged] = life().as_noted_nowhere();
+    assert_eq!((new.repeated, until_its_end.repeated), (None, Some(expires_at)));
+    assert!(seems_prolonged.repeated < Some(expires_at));
+    for repeated in [until_its_end, seems_prolonged] {
+        let issue = Issue { life: repeated, ..issue() };
+        let content = Content { token: "t", issue: &issue };
+        let secret = compose(None, &owner(), &spec(), content, Some(&key()), Ownership::AsWanted);
+        let marked = secret.metadata.annotations.as_ref().unwrap()[annotation::SAME_TOKEN].clone();
+        assert_eq!(Some(marked), repeated.repeated.map(|known_end| known_end.to_string()));
+        let stripped = without(secret.clone(), &[annotation::SAME_TOKEN]);
+        assert_eq!(looked(&stripped, None, Some(&key())), Found::Token(repeated));
+        for edited in ["true", "1970-01-01T00:00:00Z", "3000-01-01T00:00:00Z"] {
+            let edited = with_annotation(secret.clone(), annotation::SAME_TOKEN, edited);
+            assert_eq!(looked(&edited, None, Some(&key())), Found::Token(repeated), "{repeated:?}");
+        }
+    }
 }
 
 #[test]
