@@ -150,7 +150,8 @@ async fn a_token_that_seems_prolonged_each_time_is_replaced_as_it_ends() {
     const LIFETIME: Duration = Duration::from_secs(10);
     let same = |moneygo: fake_moneygo::Builder| moneygo.expires_in(LIFETIME).mode(Mode::SameUndiminished);
     let stage = Stage::setup("undiminished").moneygo(same).open().await;
-    let (_operator, _) = settled(&stage, json!({})).await;
+    // Late enough that another whole lifetime would be believed well beyond the end.
+    let (_operator, _) = settled(&stage, json!({"refresh": {"renewBeforePercentage": 10}})).await;
     let first = stage.token("a").await;
     let another = |scene: &Scene| scene.token("a").filter(|token| *token != first);
     stage.until("another token", LIFETIME + SOON, another).await;
