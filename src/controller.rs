@@ -292,9 +292,13 @@ async fn collect_until(
     loop {
         tokio::select! {
             biased;
-            () = &mut ready => return,
+            () = &mut ready => break,
             Some(call) = called.recv() => take(call, work),
         }
+    }
+    // A list calls faster than this is polled: who was left here would be looked at for nothing while it waits for its turn.
+    while let Ok(call) = called.try_recv() {
+        take(call, work);
     }
 }
 
@@ -727,4 +731,23 @@ fn owner_of(credential: &MoneyGoCredential) -> Owner {
 
 fn key_of(owner: &Owner) -> ObjectKey {
     ObjectKey::new(&owner.namespace, &owner.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_was_called_before_anybody_can_be_looked_at_is_kept_to_the_last() {
+        let (calls, mut called) = mpsc::unbounded_channel();
+        let key = |number: usize| ObjectKey::new("shop", &number.to_string());
+        for number in 0..1_000 {
+            calls.send(Call::Soon(key(number))).unwrap();
+            calls.send(Call::First(key(number % 10))).unwrap();
+        }
+        let mut work = Work::default();
+        collect_until(std::future::ready(()), &mut called, &mut work).await;
+        assert!(called.try_recv().is_err(), "each of them would be looked at once more");
+        assert_eq!(work.into_waiting().len(), 1_000);
+    }
 }
