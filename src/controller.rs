@@ -297,6 +297,11 @@ async fn collect_until(
         }
     }
     // A list calls faster than this is polled: who was left here would be looked at for nothing while it waits for its turn.
+    take_all(called, work);
+}
+
+/// Those that are there by now.
+fn take_all(called: &mut mpsc::UnboundedReceiver<Call>, work: &mut Work<ObjectKey>) {
     while let Ok(call) = called.try_recv() {
         take(call, work);
     }
@@ -416,9 +421,7 @@ async fn reconcile_all(
                 held.filter(|key| context.watches(key.namespace())).for_each(|key| work.call_first(key));
             }
         }
-        while let Ok(call) = called.try_recv() {
-            take(call, &mut work);
-        }
+        take_all(&mut called, &mut work);
     }
 }
 

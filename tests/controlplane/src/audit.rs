@@ -80,7 +80,7 @@ impl ControlPlane {
         let mut bytes = Vec::new();
         log.read_to_end(&mut bytes)?;
         // What follows the last end of line is still being written.
-        let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+        let end = whole_lines(&bytes);
         since.0 += end as u64;
         let complete = str::from_utf8(&bytes[..end]).context("the audit log is not UTF-8")?;
         let events = complete.lines().map(parse).filter(|event| {
@@ -107,12 +107,18 @@ fn end_of_last_line(log: &mut (impl Read + Seek)) -> io::Result<u64> {
         log.seek(SeekFrom::Start(start))?;
         let mut block = Vec::new();
         log.by_ref().take(end - start).read_to_end(&mut block)?;
-        if let Some(last) = block.iter().rposition(|&byte| byte == b'\n') {
-            return Ok(start + last as u64 + 1);
+        let whole = whole_lines(&block);
+        if whole > 0 {
+            return Ok(start + whole as u64);
         }
         end = start;
     }
     Ok(0)
+}
+
+/// How many bytes of these are whole lines; 0 where none ends in them.
+fn whole_lines(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1)
 }
 
 fn parse(line: &str) -> Result<AuditEvent> {
